@@ -1,0 +1,32 @@
+"""jaxem: Expectation-Maximization on accelerators."""
+
+from jaxem import latents, stopping
+from jaxem.algorithms import EM
+from jaxem.driver import Control, Index, Run, race_lanes, run, run_lanes
+from jaxem.families import Diagonal, Full, Gaussian, GaussianParams, Poisson, PoissonParams, Spherical, Tied
+from jaxem.fit import Race, fit, fit_batch
+from jaxem.inference import elbo, icl
+from jaxem.initialize import KMeansPlusPlus, RandomPoints, RandomResponsibilities, Start
+from jaxem.latents import CategoricalParams
+from jaxem.model import (
+    Algorithm,
+    Data,
+    Diagnosis,
+    EStep,
+    Family,
+    Inference,
+    Info,
+    Latent,
+    Model,
+    UnsupportedError,
+    pytree,
+    static,
+)
+from jaxem.models import LatentModel, LatentParams, LatentStats, Mixture
+from jaxem.result import BatchResult, ConvergenceWarning, FitError, Result, Starts
+from jaxem.select import Selection, select
+from jaxem.status import Status
+from jaxem.stopping import AbsoluteGain, Aitken, Never, ParameterChange, RelativeGain, Stopping
+from jaxem.wrappers import Chunked, Frozen, WithPrior
+
+__version__ = "0.1.0"

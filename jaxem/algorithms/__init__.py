@@ -1,0 +1,5 @@
+"""Algorithms: how the iterates move."""
+
+from jaxem.algorithms.em import EM, EMState
+
+__all__ = ["EM", "EMState"]

@@ -1,0 +1,226 @@
+"""Covariance structures of the Gaussian family: what each needs of y yᵀ, and its M-step.
+
+A structure works in columns: ``columns(y)`` are the second-order statistics it reads, the same map is used on means (a
+second moment about m is E[columns(y)] − columns(ȳ) + columns(ȳ − m)), and ``precision`` gives their coefficients.
+Structures see standardized coordinates, in which the data have unit variance, so a floor on them is relative.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxem.linalg import add_to_diagonal, cholesky, diagonal, dot, inverse_lower
+from jaxem.model import pytree
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float
+
+
+def _outer_columns(y: Float[Array, "*N D"]) -> Float[Array, "*N Q"]:
+    """The upper triangle of y yᵀ row by row. Slices, not a gather: XLA fuses them with what reads them."""
+    return jnp.concatenate([y[..., i : i + 1] * y[..., i:] for i in range(y.shape[-1])], axis=-1)
+
+
+def _pack(symmetric: Float[Array, "*K D D"]) -> Float[Array, "*K Q"]:
+    """The upper triangle, row by row: the order of `_outer_columns`."""
+    return jnp.concatenate([symmetric[..., i, i:] for i in range(symmetric.shape[-1])], axis=-1)
+
+
+def _unpack(columns: Float[Array, "*K Q"], d: int) -> Float[Array, "*K D D"]:
+    """The symmetric matrix of an upper triangle."""
+    index = np.zeros((d, d), np.int32)
+    index[np.triu_indices(d)] = np.arange(d * (d + 1) // 2)
+    return columns[..., np.maximum(index, index.T)]
+
+
+def _lifted(covariance: Float[Array, "*K D D"], floor: Array) -> Float[Array, "*K D D"]:
+    """Raise the diagonal of matrices with a pivot (a conditional variance) under the floor, by just what is missing.
+
+    The lift grows continuously from 0, and a matrix that is not positive definite in this arithmetic gets the floor.
+    """
+    pivot = jnp.min(diagonal(cholesky(covariance)) ** 2, axis=-1)
+    missing = jnp.where(pivot >= floor, 0, jnp.where(jnp.isfinite(pivot), floor - pivot, floor))
+    return add_to_diagonal(covariance, missing)
+
+
+def _precision(covariance: Float[Array, "*K D D"]) -> tuple[Float[Array, "*K D D"], Float[Array, "*K"]]:
+    """Inverses and log-determinants by Cholesky."""
+    lower = cholesky(covariance)
+    root = inverse_lower(lower)
+    return dot(jnp.swapaxes(root, -1, -2), root), 2 * jnp.sum(jnp.log(diagonal(lower)), axis=-1)
+
+
+def _quadratic_coefficients(precision: Float[Array, "*K D D"]) -> Float[Array, "*K Q"]:
+    """Coefficients of `_outer_columns` in −½ yᵀ P y: off-diagonal products stand once, so they count twice."""
+    d = precision.shape[-1]
+    return _pack(precision * (0.5 * jnp.eye(d, dtype=precision.dtype) - 1.0))
+
+
+class Covariance:
+    """One structure: how many parameters, which statistics, which M-step. Covariances are those of all components."""
+
+    #: One scale for all features: the structure is not invariant under a scale per feature.
+    isotropic = False
+    #: Shared by all components: there is no component axis, and it cannot be frozen for some components only.
+    tied = False
+
+    def columns(self, y: Float[Array, "*N D"]) -> Float[Array, "*N Q"]:
+        """Second-order statistics of each row."""
+        raise NotImplementedError
+
+    def num_columns(self, d: int) -> int:
+        """Q, for D features."""
+        raise NotImplementedError
+
+    def rescale(self, covariance: Array, scale: Float[Array, " D"]) -> Array:
+        """The covariance of ``scale · y``."""
+        raise NotImplementedError
+
+    def precision(self, covariance: Array, mean: Float[Array, "K D"]) -> tuple[Array, Array, Array]:
+        """Quadratic coefficients [K, Q], linear ones P μ [K, D], and log-determinants [K]."""
+        raise NotImplementedError
+
+    def estimate(self, scatter: Float[Array, "K Q"], count: Float[Array, " K"], d: int, floor: Array) -> Array:
+        """The covariance that maximizes q, given scatter/count in columns, not below the floor."""
+        raise NotImplementedError
+
+    def smallest(self, covariance: Array, k: int) -> Float[Array, " K"]:
+        """The smallest eigenvalue of each component's covariance."""
+        raise NotImplementedError
+
+    def dense(self, covariance: Array, k: int, d: int) -> Float[Array, "K D D"]:
+        """The covariance of each component as a matrix."""
+        raise NotImplementedError
+
+    def to_free(self, covariance: Array) -> Array:
+        """Unconstrained coordinates: logarithms of variances, Cholesky factors with a logarithmic diagonal."""
+        return jnp.log(covariance)
+
+    def from_free(self, free: Array, d: int) -> Array:
+        return jnp.exp(free)
+
+
+def _free(covariance: Float[Array, "*K D D"]) -> Float[Array, "*K Q"]:
+    """The Cholesky factor: the logarithm of its diagonal, then what is below."""
+    lower = cholesky(covariance)
+    d = lower.shape[-1]
+    logs = jnp.log(diagonal(lower))
+    below = np.tril_indices(d, -1)
+    return jnp.concatenate([logs, lower[..., below[0], below[1]]], axis=-1)
+
+
+def _from_free(free: Float[Array, "*K Q"], d: int) -> Float[Array, "*K D D"]:
+    """The inverse of `_free`."""
+    below = np.tril_indices(d, -1)
+    lower = jnp.zeros((*free.shape[:-1], d, d), free.dtype)
+    lower = lower.at[..., jnp.arange(d), jnp.arange(d)].set(jnp.exp(free[..., :d]))
+    lower = lower.at[..., below[0], below[1]].set(free[..., d:])
+    return dot(lower, jnp.swapaxes(lower, -1, -2))
+
+
+class _Matrices(Covariance):
+    """What one matrix per component and one matrix for all have in common."""
+
+    def columns(self, y):
+        return _outer_columns(y)
+
+    def num_columns(self, d):
+        return d * (d + 1) // 2
+
+    def rescale(self, covariance, scale):
+        return covariance * scale[:, None] * scale
+
+    def precision(self, covariance, mean):
+        k, d = mean.shape
+        precision, log_det = _precision(covariance)
+        quadratic = jnp.broadcast_to(_quadratic_coefficients(precision), (k, self.num_columns(d)))
+        return quadratic, jnp.sum(precision * mean[:, None, :], axis=-1), jnp.broadcast_to(log_det, (k,))
+
+    def smallest(self, covariance, k):
+        return jnp.broadcast_to(jnp.linalg.eigvalsh(covariance)[..., 0], (k,))
+
+    def dense(self, covariance, k, d):
+        return jnp.broadcast_to(covariance, (k, d, d))
+
+    def to_free(self, covariance):
+        return _free(covariance)
+
+    def from_free(self, free, d):
+        return _from_free(free, d)
+
+
+@pytree
+class Full(_Matrices):
+    """A covariance matrix of its own for every component, [K, D, D] (mclust's VVV)."""
+
+    def estimate(self, scatter, count, d, floor):
+        return _lifted(_unpack(scatter, d), floor)
+
+
+@pytree
+class Tied(_Matrices):
+    """One covariance matrix for all components, [D, D] (mclust's EEE, scikit-learn's tied)."""
+
+    tied = True
+
+    def estimate(self, scatter, count, d, floor):
+        pooled = jnp.sum(count[:, None] * scatter, axis=0) / jnp.sum(count)
+        return _lifted(_unpack(pooled, d), floor)
+
+
+@pytree
+class Diagonal(Covariance):
+    """A variance per feature and component, [K, D] (mclust's VVI)."""
+
+    def columns(self, y):
+        return y * y
+
+    def num_columns(self, d):
+        return d
+
+    def rescale(self, covariance, scale):
+        return covariance * scale**2
+
+    def precision(self, covariance, mean):
+        return -0.5 / covariance, mean / covariance, jnp.sum(jnp.log(covariance), axis=-1)
+
+    def estimate(self, scatter, count, d, floor):
+        return jnp.maximum(scatter, floor)
+
+    def smallest(self, covariance, k):
+        return jnp.min(covariance, axis=-1)
+
+    def dense(self, covariance, k, d):
+        return covariance[:, :, None] * jnp.eye(d, dtype=covariance.dtype)
+
+
+@pytree
+class Spherical(Covariance):
+    """One variance per component, [K] (mclust's VII)."""
+
+    isotropic = True
+
+    def columns(self, y):
+        return jnp.sum(y * y, axis=-1, keepdims=True)
+
+    def num_columns(self, d):
+        return 1
+
+    def rescale(self, covariance, scale):
+        return covariance * scale[0] ** 2
+
+    def precision(self, covariance, mean):
+        d = mean.shape[1]
+        return -0.5 / covariance[:, None], mean / covariance[:, None], d * jnp.log(covariance)
+
+    def estimate(self, scatter, count, d, floor):
+        return jnp.maximum(scatter[:, 0] / d, floor)
+
+    def smallest(self, covariance, k):
+        return covariance
+
+    def dense(self, covariance, k, d):
+        return covariance[:, None, None] * jnp.eye(d, dtype=covariance.dtype)

@@ -1,0 +1,159 @@
+"""The multivariate Gaussian family over any covariance structure."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+
+from jaxem.families.base import ExponentialFamily, divide, hold, keep, observations, occupied, weighted_mean
+from jaxem.families.covariance import Covariance, Full
+from jaxem.linalg import cholesky, dot
+from jaxem.model import Data, pytree
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float
+
+
+@pytree
+class GaussianParams:
+    """mean: [K, D]. covariance: [K, D, D] full, [D, D] tied, [K, D] diagonal, [K] spherical; in the data's units."""
+
+    mean: Float[Array, "K D"]
+    covariance: Float[Array, "..."]
+
+
+@pytree
+class Gaussian(ExponentialFamily):
+    """Gaussian components, ``log p(x | k) = −½ (x − μ_k)ᵀ Σ_k⁻¹ (x − μ_k) − ½ log |2π Σ_k|``.
+
+    covariance: the structure, `Full`, `Diagonal`, `Spherical` or `Tied`.
+    floor: the smallest variance a component may have, relative to the variance of the data (a standard deviation of
+    1/1000 of the feature's by default); in float32 no less than 64 roundings. A component that reaches it is reported
+    as degenerate. It is a guard, not a prior: for a proper one see `jaxem.WithPrior`.
+    center, scale: [D], set by `calibrate`; statistics are taken of (x − center)/scale, because raw second moments cancel.
+    """
+
+    covariance: Covariance = Full()
+    floor: float = 1e-6
+    center: Float[Array, " D"] | None = None
+    scale: Float[Array, " D"] | None = None
+
+    freezable = frozenset({"mean", "covariance"})
+
+    def __post_init__(self):
+        if isinstance(self.covariance, type) or (
+            not isinstance(self.covariance, Covariance) and isinstance(self.covariance, str)
+        ):
+            raise ValueError(f"covariance takes a structure such as jaxem.Full(); got {self.covariance!r}")
+        if isinstance(self.floor, (int, float)) and not self.floor > 0:
+            raise ValueError(f"floor must be positive; got {self.floor}")
+
+    @property
+    def freezable_by_component(self) -> frozenset[str]:
+        return frozenset({"mean"}) if self.covariance.tied else self.freezable
+
+    @property
+    def calibrated(self) -> bool:
+        return self.center is not None
+
+    def calibrate(self, data: Data, weights: Array | None) -> Gaussian:
+        x = observations(data)
+        center = weighted_mean(x, weights)
+        variance = weighted_mean((x - center) ** 2, weights)
+        # A column that varies by no more than its rounding is constant: its size is the only scale it has.
+        rounding = (4 * jnp.finfo(x.dtype).eps * jnp.abs(center)) ** 2
+        if self.covariance.isotropic:
+            variance = jnp.full_like(variance, jnp.mean(variance))
+            rounding = jnp.full_like(rounding, jnp.mean(rounding))
+            center_size = jnp.full_like(center, jnp.max(jnp.abs(center)))
+        else:
+            center_size = jnp.abs(center)
+        size = jnp.where(center_size > 0, center_size, 1)
+        scale = jnp.where(variance > rounding, jnp.sqrt(variance), size)
+        return Gaussian(self.covariance, self.floor, center, scale)
+
+    def features(self, data: Data) -> Float[Array, "N D"]:
+        return self._standardize(observations(data))
+
+    def statistics(self, data: Data) -> Float[Array, "*N P"]:
+        y = self._standardize(observations(data))
+        return jnp.concatenate([jnp.ones_like(y[..., :1]), y, self.covariance.columns(y)], axis=-1)
+
+    def natural(self, params: GaussianParams) -> Float[Array, "K P"]:
+        mean, covariance = self._standardized(params)
+        d = mean.shape[1]
+        quadratic, linear, log_det = self.covariance.precision(covariance, mean)
+        log_scale = 0.0 if self.scale is None else jnp.sum(jnp.log(self.scale))
+        constant = -0.5 * (jnp.sum(linear * mean, axis=-1) + log_det + d * math.log(2 * math.pi)) - log_scale
+        return jnp.concatenate([constant[:, None], linear, quadratic], axis=-1)
+
+    def maximize(self, params: GaussianParams | None, stats: Float[Array, "K P"], frozen) -> GaussianParams:
+        d = self._dimension(stats)
+        count, first, second = stats[:, 0], stats[:, 1 : 1 + d], stats[:, 1 + d :]
+        used = occupied(count)
+        average = divide(first, count, used)
+        old = None if params is None else self._standardized(params)
+        mean = hold(frozen.get("mean"), keep(used, average, old and old[0]), old and old[0])
+        columns = self.covariance.columns
+        scatter = divide(second, count, used) - columns(average) + columns(average - mean)
+        scatter = jnp.where(used[:, None], scatter, 0)
+        covariance = self.covariance.estimate(scatter, count, d, self._floor(stats.dtype))
+        if old is not None:
+            covariance = covariance if self.covariance.tied else keep(used, covariance, old[1])
+            covariance = hold(frozen.get("covariance"), covariance, old[1])
+        return self._in_units(mean, covariance)
+
+    def pseudo_statistics(self, overall: Float[Array, "K P"]) -> Float[Array, "K P"]:
+        """As the data, but narrower: one of K components covers K^(−2/D) of the variance (Fraley & Raftery 2007)."""
+        d = self._dimension(overall)
+        columns = self.covariance.columns(overall[:, 1 : 1 + d])
+        narrow = overall.shape[0] ** (-2.0 / d)
+        return overall.at[:, 1 + d :].set(columns + narrow * (overall[:, 1 + d :] - columns))
+
+    def sample(self, key: jax.Array, params: GaussianParams, z: Array) -> Array:
+        k, d = params.mean.shape
+        root = cholesky(self.covariance.dense(params.covariance, k, d))
+        noise = jax.random.normal(key, (*z.shape, d), params.mean.dtype)
+        return params.mean[z] + dot(root[z], noise[..., None])[..., 0]
+
+    def take_components(self, params: GaussianParams, components) -> GaussianParams:
+        covariance = params.covariance if self.covariance.tied else params.covariance[components]
+        return GaussianParams(params.mean[components], covariance)
+
+    def degenerate(self, params: GaussianParams) -> Bool[Array, " K"]:
+        _, covariance = self._standardized(params)
+        floor = self._floor(params.mean.dtype)
+        # A little above the floor: adding it to a matrix and taking eigenvalues both round.
+        return self.covariance.smallest(covariance, params.mean.shape[0]) <= 1.01 * floor
+
+    def to_free(self, params: GaussianParams) -> GaussianParams:
+        return GaussianParams(params.mean, self.covariance.to_free(params.covariance))
+
+    def from_free(self, free: GaussianParams) -> GaussianParams:
+        return GaussianParams(free.mean, self.covariance.from_free(free.covariance, free.mean.shape[1]))
+
+    def _standardize(self, x: Array) -> Array:
+        return x if self.center is None else (x - self.center) / self.scale
+
+    def _standardized(self, params: GaussianParams) -> tuple[Array, Array]:
+        if self.center is None:
+            return params.mean, params.covariance
+        return (params.mean - self.center) / self.scale, self.covariance.rescale(params.covariance, 1 / self.scale)
+
+    def _in_units(self, mean: Array, covariance: Array) -> GaussianParams:
+        if self.center is None:
+            return GaussianParams(mean, covariance)
+        return GaussianParams(mean * self.scale + self.center, self.covariance.rescale(covariance, self.scale))
+
+    def _floor(self, dtype) -> Array:
+        return jnp.maximum(jnp.asarray(self.floor, dtype), 64 * jnp.finfo(dtype).eps)
+
+    def _dimension(self, stats: Array) -> int:
+        """D, from the number of statistics: 1 + D + Q(D)."""
+        d = 1
+        while 1 + d + self.covariance.num_columns(d) < stats.shape[-1]:
+            d += 1
+        return d

@@ -1,0 +1,105 @@
+"""An independent categorical latent: the component of each example of a mixture."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import xlogy
+
+from jaxem.model import Data, Inference, Latent, pytree, static
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Int
+
+
+@pytree
+class CategoricalParams:
+    """weights: the mixing weights p(z = k), [K], which sum to 1. A weight of exactly 0 stays 0."""
+
+    weights: Float[Array, " K"]
+
+
+@pytree
+class Categorical(Latent):
+    """``p(z_n = k) = π_k``, independent over examples.
+
+    num_components: K, at least 1.
+    """
+
+    num_components: int = static()
+
+    freezable = frozenset({"weights"})
+    freezable_by_component = freezable
+    sweepable = True
+
+    def with_components(self, num_components: int) -> Categorical:
+        return Categorical(num_components)
+
+    def __post_init__(self):
+        if not isinstance(self.num_components, int) or self.num_components < 1:
+            raise ValueError(f"num_components must be a whole number, at least 1; got {self.num_components!r}")
+
+    def infer(
+        self, params: CategoricalParams, potentials: Float[Array, "N K"], data: Data, weights: Array | None
+    ) -> Inference:
+        """r_nk ∝ π_k p(x_n | k). An example that no component allows gets log-normalizer −inf and no responsibility."""
+        joint = potentials + jnp.log(params.weights)
+        peak = jnp.max(joint, axis=-1, keepdims=True)
+        peak = jnp.where(jnp.isfinite(peak), peak, 0)
+        unnormalized = jnp.exp(joint - peak)
+        total = jnp.sum(unnormalized, axis=-1, keepdims=True)
+        possible = total > 0
+        # A NaN total is kept: data that are not numbers must be seen, not turned into "impossible".
+        share = jnp.where(total == 0, 0, 1 / jnp.where(total == 0, 1, total))
+        if weights is not None:
+            share = share * weights[..., None]
+        marginals = unnormalized * share
+        log_total = jnp.where(total == 0, -jnp.inf, jnp.log(jnp.where(possible, total, 1)) + 0 * total)
+        log_normalizer = (peak + log_total)[..., 0]
+        return Inference(marginals, self.accumulate(marginals, data), log_normalizer)
+
+    def accumulate(self, marginals: Float[Array, "N K"], data: Data) -> Float[Array, " K"]:
+        # A reduction, not a product with ones: XLA sums it pairwise, where a product would lose counts.
+        return jnp.sum(marginals, axis=tuple(range(marginals.ndim - 1)))
+
+    def maximize(self, params: CategoricalParams | None, stats: Float[Array, " K"], frozen) -> CategoricalParams:
+        total = jnp.sum(stats)
+        weights = stats / jnp.where(total > 0, total, 1)
+        mask = frozen.get("weights")
+        if mask is None or mask is False or params is None:
+            return CategoricalParams(weights)
+        held = jnp.broadcast_to(jnp.asarray(mask), weights.shape)
+        # The free components share what the held ones leave, in proportion to their counts.
+        free_count = jnp.sum(jnp.where(held, 0, stats))
+        left = 1 - jnp.sum(jnp.where(held, params.weights, 0))
+        shared = left * stats / jnp.where(free_count > 0, free_count, 1)
+        return CategoricalParams(jnp.where(held | (free_count <= 0), params.weights, shared))
+
+    def q(self, params: CategoricalParams, stats: Float[Array, " K"]) -> Float[Array, ""]:
+        return jnp.sum(xlogy(stats, params.weights))
+
+    def mode(self, params: CategoricalParams, potentials: Float[Array, "N K"], data: Data) -> Int[Array, " N"]:
+        return jnp.argmax(potentials + jnp.log(params.weights), axis=-1)
+
+    def sample(self, key: jax.Array, params: CategoricalParams, num_examples: int) -> Int[Array, " N"]:
+        return jax.random.categorical(key, jnp.log(params.weights), shape=(num_examples,))
+
+    def pseudo_statistics(self) -> Float[Array, " K"]:
+        return jnp.ones(self.num_components)
+
+    def take_components(self, params: CategoricalParams, components) -> CategoricalParams:
+        return CategoricalParams(params.weights[components])
+
+    def empty(self, params: CategoricalParams, weight: Array) -> Bool[Array, " K"]:
+        return params.weights * weight < 0.5
+
+    def to_free(self, params: CategoricalParams) -> CategoricalParams:
+        """log π_k − log π_K for k < K."""
+        logs = jnp.log(params.weights)
+        return CategoricalParams(logs[..., :-1] - logs[..., -1:])
+
+    def from_free(self, free: CategoricalParams) -> CategoricalParams:
+        last = jnp.zeros((*free.weights.shape[:-1], 1), free.weights.dtype)
+        return CategoricalParams(jax.nn.softmax(jnp.concatenate([free.weights, last], axis=-1), axis=-1))

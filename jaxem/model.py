@@ -1,0 +1,416 @@
+"""The contract: what a model, a latent variable, a family and an algorithm are.
+
+A latent-variable model is ``p(x, z | θ) = p(x | z, θ) p(z | θ)``. For any distribution ``q(z)``
+
+    log p(x | θ) = ELBO(q, θ) + KL(q ‖ p(z | x, θ)),    ELBO(q, θ) = E_q[log p(x, z | θ)] + H[q].
+
+The E-step maximizes the bound over ``q`` (the KL term becomes 0), the M-step maximizes it over ``θ``, or only
+raises it. That is coordinate ascent, so the log-likelihood never falls. This file is that paragraph as signatures:
+
+* a `Model` holds what is *given*; ``params``, a pytree passed as an argument, holds what is *learnt*;
+* `Model.e_step` returns an `EStep`, **every leaf of which is a sum over examples**. Chunks, shards, weights, online
+  averages and conjugate priors all follow from that one law, and none of them knows the others;
+* `Latent` is ``p(z | θ)`` with exact inference, `Family` is ``p(x | z, θ)``; `jaxem.models.LatentModel` joins any pair;
+* an `Algorithm` says how the iterates move; the driver says when to stop.
+
+Classes here are interfaces: a concrete class implements the methods and is final; variation is by wrapping.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
+
+import jax
+import jax.numpy as jnp
+
+if TYPE_CHECKING:
+    from jax import Array
+    from jaxtyping import Bool, Float
+
+T = TypeVar("T")
+
+PyTree = Any
+#: Names of frozen parameter leaves, each with True or a boolean mask over components.
+FrozenLeaves = Mapping[str, Any]
+
+
+def static(default: Any = dataclasses.MISSING) -> Any:
+    """A dataclass field that is part of the program (hashable, compared on a jit call), not of its data."""
+    return dataclasses.field(default=default, metadata={"static": True})
+
+
+@dataclass_transform(frozen_default=True, eq_default=False, field_specifiers=(dataclasses.field, static))
+def pytree(cls: type[T]) -> type[T]:
+    """Turn a class into a frozen dataclass that JAX knows as a pytree; fields made by `static` are metadata."""
+    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True, eq=False)(cls))
+
+
+class UnsupportedError(TypeError):
+    """A model was asked for something it does not define; the message names the method and who needs it."""
+
+
+def unsupported(owner: object, method: str, needed_by: str) -> UnsupportedError:
+    name = type(owner).__name__
+    return UnsupportedError(f"{name} does not define {method}, which {needed_by} needs; add {method} to {name}")
+
+
+@pytree
+class Data:
+    """Examples and what is known about them; every field that is not None has the examples as its leading axis.
+
+    x: observations, [N, D]. mask: True where a cell of x is observed, [N, D]. inputs: covariates, [N, C].
+    lengths: sequence lengths, [N]. labels: known components, [N], −1 where unknown.
+    A model that does not read a field refuses it by name: nothing given is ever ignored.
+    """
+
+    x: Any = None
+    mask: Any = None
+    inputs: Any = None
+    lengths: Any = None
+    labels: Any = None
+
+    def given(self) -> frozenset[str]:
+        """The names of the fields that hold something."""
+        return frozenset(f.name for f in dataclasses.fields(self) if getattr(self, f.name) is not None)
+
+
+@pytree
+class Prepared:
+    """Data after `Model.prepare`: the sufficient statistics of each row, and whatever else the model still reads."""
+
+    statistics: PyTree
+    rest: Data = Data()
+
+
+def as_data(data: Any) -> Data | Prepared:
+    """Arrays become ``Data(x)``; `Data` and `Prepared` pass through."""
+    return data if isinstance(data, (Data, Prepared)) else Data(x=data)
+
+
+def num_examples(data: PyTree) -> int:
+    """The length of the leading axis, which every leaf of the data shares."""
+    sizes = {leaf.shape[0] if leaf.ndim else None for leaf in jax.tree.leaves(data)}
+    if len(sizes) != 1 or None in sizes:
+        shapes = [leaf.shape for leaf in jax.tree.leaves(data)]
+        raise ValueError(f"every leaf of the data needs the examples as its leading axis; got shapes {shapes}")
+    return sizes.pop()
+
+
+@pytree
+class EStep:
+    """What one pass over the data leaves behind. Every leaf is a sum over examples, so two of them add.
+
+    stats: expected sufficient statistics, E[T(x, z) | x, θ] summed with the examples' weights.
+    log_likelihood: Σ_n w_n log p(x_n | θ). weight: Σ_n w_n.
+    """
+
+    stats: PyTree
+    log_likelihood: Float[Array, ""]
+    weight: Float[Array, ""]
+
+    def __add__(self, other: EStep) -> EStep:
+        return jax.tree.map(jnp.add, self, other)
+
+
+@pytree
+class Diagnosis:
+    """Per component: has its spread collapsed onto the floor (degenerate), does it hold no example (empty)?"""
+
+    degenerate: Bool[Array, " K"]
+    empty: Bool[Array, " K"]
+
+
+def healthy(num_components: int = 0) -> Diagnosis:
+    """A diagnosis with nothing to report."""
+    return Diagnosis(jnp.zeros(num_components, bool), jnp.zeros(num_components, bool))
+
+
+class Model:
+    """A latent-variable model: a frozen pytree of what is given. `e_step` and `m_step` are all that EM needs.
+
+    The other methods are optional; each says by name who needs it when it is missing.
+    """
+
+    #: Parameter leaves the M-step can hold fixed (see `jaxem.Frozen`), and those it can hold for some components only.
+    freezable: frozenset[str] = frozenset()
+    freezable_by_component: frozenset[str] = frozenset()
+
+    #: False where a leaf of the E-step is not a sum over examples; wrappers that add E-steps refuse such a model.
+    additive: bool = True
+
+    @property
+    def min_examples(self) -> int:
+        """Fewer examples of positive weight than this cannot be fitted."""
+        return 1
+
+    @property
+    def num_components(self) -> int:
+        """Length of the component axis of `posterior`; 0 where the latent variable is not discrete."""
+        return 0
+
+    def e_step(self, params: PyTree, data: PyTree, weights: Float[Array, " N"] | None = None) -> EStep:
+        """Expected sufficient statistics and log-likelihood at ``params``: every leaf a sum over examples."""
+        raise unsupported(self, "e_step", "EM")
+
+    def m_step(self, params: PyTree, stats: PyTree, frozen: FrozenLeaves | None = None) -> PyTree:
+        """Parameters that maximize, or at least raise, ``q(·, stats)``. ``params`` are the ones before the step.
+
+        ``frozen`` is only ever passed to a model that lists names in `freezable`.
+        """
+        raise unsupported(self, "m_step", "EM")
+
+    def calibrate(self, data: PyTree, weights: Float[Array, " N"] | None = None) -> Model:
+        """The model with its numerical constants (centre, scale) taken from the data; they are leaves of it.
+
+        They keep float32 accurate and the covariance floor relative; they are not learnt and carry no opinion.
+        """
+        return self
+
+    def prepare(self, data: PyTree) -> PyTree:
+        """What can be computed once, before the loop: the sufficient statistics of each row, say."""
+        return data
+
+    def validate(self, data: PyTree) -> None:
+        """Raise ValueError, naming the row and column, where concrete data lie outside the model's domain."""
+
+    #: True when components may start, and then stay, at weight 0, so that one program serves several numbers of them.
+    sweepable: bool = False
+
+    def with_components(self, num_components: int) -> Model:
+        """The same model with another number of components."""
+        raise unsupported(self, "with_components", "a sweep over the number of components")
+
+    def init(
+        self,
+        key: Array,
+        data: PyTree,
+        weights: Float[Array, " N"] | None = None,
+        strategy: Any = None,
+        used: Bool[Array, " K"] | None = None,
+    ) -> PyTree:
+        """Starting parameters, different for every key. ``used``: components that start with weight, if sweepable."""
+        raise unsupported(self, "init", "a fit without given starting parameters")
+
+    def q(self, params: PyTree, stats: PyTree) -> Float[Array, ""]:
+        """E[log p(x, z | params)] as a function of the expected statistics: the M-step's objective."""
+        raise unsupported(self, "q", "the check of the M-step, a prior and a gradient M-step")
+
+    def pseudo_statistics(self, data: PyTree, weights: Float[Array, " N"] | None = None) -> PyTree:
+        """Statistics of one imagined example per component, like the data as a whole: a conjugate prior's unit."""
+        raise unsupported(self, "pseudo_statistics", "WithPrior")
+
+    def log_prior(self, params: PyTree) -> Float[Array, ""] | float:
+        """log p(params) up to a constant; the objective is log-likelihood + log-prior."""
+        return 0.0
+
+    def to_free(self, params: PyTree) -> PyTree:
+        """Unconstrained coordinates of the parameters."""
+        raise unsupported(self, "to_free", "counting free parameters, gradients and standard errors")
+
+    def from_free(self, free: PyTree) -> PyTree:
+        """The inverse of `to_free`."""
+        raise unsupported(self, "from_free", "gradients and standard errors")
+
+    def log_likelihood(self, params: PyTree, data: PyTree) -> Float[Array, " N"]:
+        """log p(x_n | params) of every example."""
+        raise unsupported(self, "log_likelihood", "scoring")
+
+    def posterior(self, params: PyTree, data: PyTree) -> Float[Array, "N K"]:
+        """p(z_n | x_n, params) of every example."""
+        raise unsupported(self, "posterior", "prediction")
+
+    def predict(self, params: PyTree, data: PyTree) -> PyTree:
+        """The most probable latent value of every example."""
+        raise unsupported(self, "predict", "prediction")
+
+    def sample(self, key: Array, params: PyTree, num_examples: int) -> tuple[PyTree, PyTree]:
+        """Draws (x, z) from the model."""
+        raise unsupported(self, "sample", "sampling")
+
+    def take_components(self, params: PyTree, components: Any) -> PyTree:
+        """The parameters of some components, in the order given: what sorting and dropping components need."""
+        raise unsupported(self, "take_components", "reordering components")
+
+    def diagnose(self, params: PyTree, weight: Float[Array, ""]) -> Diagnosis:
+        """Which components are degenerate or empty at ``params``, with ``weight`` the total weight of the data."""
+        return healthy(self.num_components)
+
+    def num_free_parameters(self, params: PyTree) -> int:
+        """The number of coordinates of `to_free`: what AIC and BIC count."""
+        free = jax.eval_shape(self.to_free, params)
+        return sum(leaf.size for leaf in jax.tree.leaves(free))
+
+
+@pytree
+class Inference:
+    """What a latent infers from the potentials.
+
+    marginals: w_n p(z_n = k | x_n), shaped like the potentials. stats: the latent's own expected statistics,
+    summed over examples. log_normalizer: log p(x_n | θ) of every example, without its weight.
+    """
+
+    marginals: Float[Array, "*N K"]
+    stats: PyTree
+    log_normalizer: Float[Array, " N"]
+
+
+class Latent:
+    """A discrete latent variable p(z | θ) and exact inference in it.
+
+    ``potentials`` are log p(x | z = k): [N, K], or [B, T, K] for B sequences; ``data`` brings what the latent itself
+    reads (lengths, inputs), its observations already turned into potentials. ``weights`` is one number per example.
+    """
+
+    #: The fields of `Data` it reads beside the potentials.
+    reads: frozenset[str] = frozenset()
+    freezable: frozenset[str] = frozenset()
+    freezable_by_component: frozenset[str] = frozenset()
+    #: True when a value of z of probability 0 keeps it (see `Model.sweepable`).
+    sweepable: bool = False
+    num_components: int
+
+    def with_components(self, num_components: int) -> Latent:
+        """The same latent with another number of values."""
+        raise unsupported(self, "with_components", "a sweep over the number of components")
+
+    def infer(self, params: PyTree, potentials: Array, data: Data, weights: Array | None) -> Inference:
+        """Posterior marginals, own statistics and log-normalizer, given the log-likelihood of each value of z."""
+        raise unsupported(self, "infer", "the E-step")
+
+    def accumulate(self, marginals: Array, data: Data) -> PyTree:
+        """The latent's statistics for given (weighted) marginals: what a start from responsibilities needs."""
+        raise unsupported(self, "accumulate", "a start from responsibilities")
+
+    def maximize(self, params: PyTree | None, stats: PyTree, frozen: FrozenLeaves) -> PyTree:
+        """The M-step of p(z | θ). ``params`` is None at a start."""
+        raise unsupported(self, "maximize", "the M-step")
+
+    def q(self, params: PyTree, stats: PyTree) -> Array:
+        """E[log p(z | params)] from the statistics."""
+        raise unsupported(self, "q", "the check of the M-step and a prior")
+
+    def mode(self, params: PyTree, potentials: Array, data: Data) -> Array:
+        """The most probable z given the potentials."""
+        raise unsupported(self, "mode", "prediction")
+
+    def sample(self, key: Array, params: PyTree, num_examples: int) -> Array:
+        """Draws of z."""
+        raise unsupported(self, "sample", "sampling")
+
+    def pseudo_statistics(self) -> PyTree:
+        """Statistics of one imagined example per component, for a conjugate prior."""
+        raise unsupported(self, "pseudo_statistics", "WithPrior")
+
+    def take_components(self, params: PyTree, components: Any) -> PyTree:
+        """The parameters of some values of z, in the order given."""
+        raise unsupported(self, "take_components", "reordering components")
+
+    def empty(self, params: PyTree, weight: Array) -> Bool[Array, " K"]:
+        """Components that hold less than half an example of a data set of total ``weight``."""
+        return jnp.zeros(self.num_components, bool)
+
+    def to_free(self, params: PyTree) -> PyTree:
+        raise unsupported(self, "to_free", "counting free parameters, gradients and standard errors")
+
+    def from_free(self, free: PyTree) -> PyTree:
+        raise unsupported(self, "from_free", "gradients and standard errors")
+
+
+class Family:
+    """The K members of p(x | z = k, θ) at once, so that tying parameters across them is the family's own business.
+
+    ``statistics`` is whatever the family wants of each row (an array [N, P] for an exponential family, any pytree
+    otherwise); it is computed once per data set, or once per chunk.
+    """
+
+    #: The fields of `Data` it reads.
+    reads: frozenset[str] = frozenset({"x"})
+    freezable: frozenset[str] = frozenset()
+    freezable_by_component: frozenset[str] = frozenset()
+
+    def calibrate(self, data: Data, weights: Array | None) -> Family:
+        """The family with its centre and scale taken from the data (see `Model.calibrate`)."""
+        return self
+
+    @property
+    def calibrated(self) -> bool:
+        """True when `calibrate` has nothing left to do."""
+        return True
+
+    def validate(self, data: Data) -> None:
+        """Raise ValueError, naming the row and column, where concrete data lie outside the support."""
+
+    def statistics(self, data: Data) -> PyTree:
+        """T(x) of each row."""
+        raise unsupported(self, "statistics", "the E-step")
+
+    def features(self, data: Data) -> Float[Array, "N F"]:
+        """Coordinates in which Euclidean distance makes sense, for starts by distance."""
+        raise unsupported(self, "features", "a start by distances")
+
+    def log_prob(self, params: PyTree, statistics: PyTree) -> Float[Array, "*N K"]:
+        """log p(x_n | z_n = k, params)."""
+        raise unsupported(self, "log_prob", "the E-step")
+
+    def accumulate(self, params: PyTree, statistics: PyTree, marginals: Float[Array, "*N K"]) -> PyTree:
+        """Σ_n marginals[n, k] T(x_n)."""
+        raise unsupported(self, "accumulate", "the E-step")
+
+    def maximize(self, params: PyTree | None, stats: PyTree, frozen: FrozenLeaves) -> PyTree:
+        """The M-step of p(x | z, θ). A component without examples keeps its ``params``, which are None at a start."""
+        raise unsupported(self, "maximize", "the M-step")
+
+    def q(self, params: PyTree, stats: PyTree) -> Array:
+        """E[log p(x | z, params)] from the statistics."""
+        raise unsupported(self, "q", "the check of the M-step and a prior")
+
+    def sample(self, key: Array, params: PyTree, z: Array) -> Array:
+        """One x for every z."""
+        raise unsupported(self, "sample", "sampling")
+
+    def pseudo_statistics(self, overall: PyTree) -> PyTree:
+        """Statistics of one imagined example per component, from those of the data, averaged per example, [K, …]."""
+        raise unsupported(self, "pseudo_statistics", "WithPrior")
+
+    def take_components(self, params: PyTree, components: Any) -> PyTree:
+        """The parameters of some members, in the order given."""
+        raise unsupported(self, "take_components", "reordering components")
+
+    def degenerate(self, params: PyTree) -> Bool[Array, " K"]:
+        """Components whose spread has collapsed onto the floor."""
+        raise unsupported(self, "degenerate", "a diagnosis")
+
+    def to_free(self, params: PyTree) -> PyTree:
+        raise unsupported(self, "to_free", "counting free parameters, gradients and standard errors")
+
+    def from_free(self, free: PyTree) -> PyTree:
+        raise unsupported(self, "from_free", "gradients and standard errors")
+
+
+@pytree
+class Info:
+    """What one step of an algorithm saw. The objective belongs to the parameters that *came into* the step."""
+
+    objective: Float[Array, ""]
+    log_likelihood: Float[Array, ""]
+    weight: Float[Array, ""]
+
+
+class Algorithm:
+    """How the iterates move: a frozen pytree; one algorithm varies another by holding it.
+
+    Its state is carried from step to step and has the current parameters as its field ``params``; `Info` is looked at.
+    """
+
+    #: True when the objective of successive parameters may only rise.
+    monotone: bool = True
+
+    def init(self, model: Model, params: PyTree, data: PyTree, weights: Array | None) -> Any:
+        """The state before the first step."""
+        raise unsupported(self, "init", "the driver")
+
+    def step(self, model: Model, state: Any, data: PyTree, weights: Array | None) -> tuple[Any, Info]:
+        """One step; ``info.objective`` is the objective of ``state.params``, the incoming ones."""
+        raise unsupported(self, "step", "the driver")

@@ -1,0 +1,229 @@
+"""What a fit returns: the best start, every start, and how each ended."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from jaxem.model import Model, pytree, static
+from jaxem.status import Status
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
+
+class ConvergenceWarning(UserWarning):
+    """A fit ended otherwise than by its stopping rule; the parameters are usable, but look at the status."""
+
+
+class FitError(RuntimeError):
+    """No start of a fit is usable; the message lists how each ended."""
+
+
+@pytree
+class Starts:
+    """How every start ended; arrays have the starts as their leading axis.
+
+    trace: objectives of the first steps, padded with NaN.
+    """
+
+    params: Any
+    objective: Float[np.ndarray, " S"]
+    log_likelihood: Float[np.ndarray, " S"]
+    steps: Int[np.ndarray, " S"]
+    status: Int[np.ndarray, " S"]
+    trace: Float[np.ndarray, "S T"]
+
+    def __len__(self) -> int:
+        return len(self.status)
+
+
+@pytree
+class Result:
+    """The best of the starts of a fit.
+
+    model: the model as it was fitted (calibrated to the data). objective: log-likelihood plus log-prior, of ``params``,
+    in natural logarithms, summed over examples with their weights. degenerate, empty: numbers of the components whose
+    spread has collapsed onto the floor, and of those that hold less than half an example.
+    """
+
+    model: Model
+    params: Any
+    starts: Starts
+    best: int = static()
+    num_examples: int = static()
+    weight: float = static()
+    num_free_parameters: int | None = static()
+    degenerate: tuple[int, ...] = static(())
+    empty: tuple[int, ...] = static(())
+
+    @property
+    def status(self) -> Status:
+        return Status(int(self.starts.status[self.best]))
+
+    @property
+    def converged(self) -> bool:
+        """True when the stopping rule was met, or nothing was left to gain in this precision."""
+        return self.status.success
+
+    @property
+    def objective(self) -> float:
+        return float(self.starts.objective[self.best])
+
+    @property
+    def log_likelihood(self) -> float:
+        return float(self.starts.log_likelihood[self.best])
+
+    @property
+    def steps(self) -> int:
+        return int(self.starts.steps[self.best])
+
+    @property
+    def trace(self) -> Float[np.ndarray, " T"]:
+        """The objective at the start and after each of the recorded steps."""
+        trace = self.starts.trace[self.best]
+        return trace[~np.isnan(trace)]
+
+    @property
+    def aic(self) -> float:
+        """Akaike's criterion, −2 log L + 2 p; smaller is better."""
+        return -2 * self.log_likelihood + 2 * self._parameters()
+
+    @property
+    def bic(self) -> float:
+        """Schwarz's criterion, −2 log L + p log n, with n the total weight; smaller is better."""
+        return -2 * self.log_likelihood + self._parameters() * math.log(self.weight)
+
+    def _parameters(self) -> int:
+        if self.num_free_parameters is None:
+            raise TypeError(f"{type(self.model).__name__} does not define to_free, which counting parameters needs")
+        return self.num_free_parameters
+
+    def share_at_best(self, epsilon: float = 1e-5) -> float:
+        """The share of the starts whose objective is within ``epsilon`` per example of the best.
+
+        A small share says that the best optimum is hard to find: more starts may find a better one.
+        """
+        objective = np.where(np.isin(self.starts.status, _COMPARABLE), self.starts.objective, -np.inf)
+        return float(np.mean(objective >= self.objective - epsilon * self.weight))
+
+    def __str__(self) -> str:
+        return "\n".join(_summary(self))
+
+
+# A degenerate start's likelihood is not real, unless all are so.
+_COMPARABLE = [int(s) for s in Status if s.usable]
+
+
+def _summary(result: Result) -> list[str]:
+    lines = [f"{describe(result.model)}, fitted to {result.num_examples} rows"]
+    likelihood = f"log-likelihood {_number(result.log_likelihood)}"
+    if result.objective != result.log_likelihood:
+        likelihood += f"   with log-prior {_number(result.objective)}"
+    if result.num_free_parameters is not None:
+        likelihood += f"   BIC {_number(result.bic)}   AIC {_number(result.aic)}"
+        likelihood += f"   free parameters {result.num_free_parameters}"
+    lines.append(likelihood)
+    lines.append(f"{result.status.text} ({result.steps} steps)")
+    for name, components in (("degenerate", result.degenerate), ("empty", result.empty)):
+        if components:
+            lines.append(f"{name} components: {', '.join(map(str, components))}")
+    starts = result.starts
+    if len(starts) > 1:
+        lines.append(f"{len(starts)} starts, {result.share_at_best():.0%} of them within 1e-5 per row of the best:")
+        lines.append(f"  {'status':<22}{'starts':>7}{'best objective':>18}{'median steps':>14}")
+        for status in sorted(set(starts.status.tolist())):
+            mine = starts.status == status
+            best = np.max(starts.objective[mine])
+            row = f"  {Status(status).label:<22}{mine.sum():>7}{_number(float(best)):>18}"
+            lines.append(row + f"{np.median(starts.steps[mine]):>14.0f}")
+    return lines
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if math.isfinite(value) else str(value)
+
+
+def describe(model: Model) -> str:
+    """A model in a few words: its class names, sizes and structures."""
+    inner = getattr(model, "model", None)
+    if isinstance(inner, Model):
+        return f"{type(model).__name__.lstrip('_')}({describe(inner)})"
+    latent, family = getattr(model, "latent", None), getattr(model, "likelihood", None)
+    if latent is None or family is None:
+        return type(model).__name__
+    structure = getattr(family, "covariance", None)
+    inside = f"({type(structure).__name__})" if structure is not None else ""
+    return f"{type(latent).__name__} x {type(family).__name__}{inside}, {model.num_components} components"
+
+
+@pytree
+class BatchResult:
+    """The best start of every data set; ``result[d]`` is the `Result` of data set d.
+
+    Arrays have the data sets as their leading axis, those of ``starts`` data sets and starts.
+    """
+
+    model: Model
+    params: Any
+    starts: Starts
+    best: Int[np.ndarray, " B"]
+    weight: Float[np.ndarray, " B"]
+    degenerate: Any
+    empty: Any
+    num_examples: int = static()
+    num_free_parameters: int | None = static()
+
+    def _of_best(self, values: np.ndarray) -> np.ndarray:
+        return values[np.arange(len(self.best)), self.best]
+
+    @property
+    def objective(self) -> Float[np.ndarray, " B"]:
+        return self._of_best(self.starts.objective)
+
+    @property
+    def log_likelihood(self) -> Float[np.ndarray, " B"]:
+        return self._of_best(self.starts.log_likelihood)
+
+    @property
+    def steps(self) -> Int[np.ndarray, " B"]:
+        return self._of_best(self.starts.steps)
+
+    @property
+    def status(self) -> Int[np.ndarray, " B"]:
+        """`Status` values."""
+        return self._of_best(self.starts.status)
+
+    @property
+    def converged(self) -> np.ndarray:
+        return np.isin(self.status, [int(s) for s in Status if s.success])
+
+    def __len__(self) -> int:
+        return len(self.best)
+
+    def __getitem__(self, d: int) -> Result:
+        if not -len(self) <= d < len(self):
+            raise IndexError(f"data set {d} of {len(self)}")
+        model, params, starts = jax.tree.map(lambda a: a[d], (self.model, self.params, self.starts))
+        return Result(
+            model,
+            params,
+            starts,
+            best=int(self.best[d]),
+            num_examples=self.num_examples,
+            weight=float(self.weight[d]),
+            num_free_parameters=self.num_free_parameters,
+            degenerate=tuple(np.flatnonzero(self.degenerate[d]).tolist()),
+            empty=tuple(np.flatnonzero(self.empty[d]).tolist()),
+        )
+
+    def __str__(self) -> str:
+        lines = [f"{len(self)} data sets of {self.num_examples} rows, {self.starts.status.shape[1]} starts each"]
+        lines.append(f"  {'status':<22}{'data sets':>10}{'median steps':>14}")
+        for status in sorted(set(self.status.tolist())):
+            mine = self.status == status
+            lines.append(f"  {Status(status).label:<22}{mine.sum():>10}{np.median(self.steps[mine]):>14.0f}")
+        return "\n".join(lines)

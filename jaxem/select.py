@@ -1,0 +1,174 @@
+"""Choosing among models by an information criterion; numbers of components in one program."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxem import validate
+from jaxem.algorithms.em import EM
+from jaxem.driver import Index, rankable, run_lanes
+from jaxem.fit import _check_on_failure, _control, _float_dtype, fit, make_result, report
+from jaxem.inference import icl
+from jaxem.initialize import KMeansPlusPlus, Start
+from jaxem.model import Diagnosis, Model, num_examples, pytree, static
+from jaxem.result import Result, describe
+from jaxem.stopping import Stopping
+
+if TYPE_CHECKING:
+    from jaxtyping import Array
+
+Criterion = Literal["bic", "aic", "icl"]
+
+
+@pytree
+class Selection:
+    """Fits of several models to the same data, and the one with the smallest criterion that is not degenerate."""
+
+    results: tuple[Result, ...]
+    values: tuple[float, ...] = static()
+    criterion: str = static()
+    chosen: int = static()
+
+    @property
+    def best(self) -> Result:
+        return self.results[self.chosen]
+
+    def __str__(self) -> str:
+        header = f"{'':2}{'K':>4} {'log-likelihood':>16} {'parameters':>11} {self.criterion.upper():>14}"
+        lines = [f"{header} {'at best':>8}  status"]
+        for i, (result, value) in enumerate(zip(self.results, self.values, strict=True)):
+            mark = "*" if i == self.chosen else " "
+            row = f"{mark:2}{result.model.num_components:>4} {result.log_likelihood:>16.3f}"
+            row += f" {result.num_free_parameters:>11} {value:>14.3f} {result.share_at_best():>8.0%}"
+            lines.append(f"{row}  {result.status.label}")
+        lines.append(f"* smallest {self.criterion.upper()}: {describe(self.best.model)}")
+        return "\n".join(lines)
+
+
+def select(
+    models: Sequence[Model],
+    data: Any,
+    *,
+    key: Array,
+    num_starts: int = 16,
+    criterion: Criterion = "bic",
+    weights: Any = None,
+    start: Start | None = None,
+    tol: float | None = None,
+    max_steps: int = 1000,
+    min_steps: int = 5,
+    stopping: Stopping | None = None,
+    trace_size: int = 256,
+    on_failure: Literal["warn", "ignore"] = "ignore",
+) -> Selection:
+    """Fit every model from ``num_starts`` starts and choose the one with the smallest criterion.
+
+    Models that differ only in their number of components (``[Mixture(Gaussian(), k) for k in range(1, 10)]``) are lanes
+    of one program, in which the components beyond a lane's K have weight 0 and keep it. A degenerate fit, whose
+    likelihood is not real, is chosen only if all are so. Arguments as for `fit`; raises ValueError for an empty list.
+    """
+    models = list(models)
+    if not models:
+        raise ValueError("select needs at least one model; got an empty list")
+    if criterion not in ("bic", "aic", "icl"):
+        raise ValueError(f"criterion is 'bic', 'aic' or 'icl'; got {criterion!r}")
+    for model in models:
+        validate.check_model(model)
+    _check_on_failure(on_failure)
+    common = dict(num_starts=num_starts, weights=weights, start=start, trace_size=trace_size)
+    common |= dict(tol=tol, max_steps=max_steps, min_steps=min_steps, stopping=stopping)
+    if _one_program(models):
+        results = _sweep(models, data, key=key, on_failure=on_failure, **common)
+    else:
+        keys = jax.random.split(validate.check_key(key, "a random start"), len(models))
+        results = [fit(m, data, key=k, on_failure=on_failure, **common) for m, k in zip(models, keys, strict=True)]
+    values = [_criterion(result, criterion, data, weights) for result in results]
+    order = [(not r.status.usable, bool(r.degenerate), v) for r, v in zip(results, values, strict=True)]
+    chosen = min(range(len(results)), key=order.__getitem__)
+    return Selection(tuple(results), tuple(values), criterion, chosen)
+
+
+def _criterion(result: Result, criterion: str, data: Any, weights: Any) -> float:
+    if not math.isfinite(result.log_likelihood):
+        return math.inf
+    return icl(result, data, weights) if criterion == "icl" else getattr(result, criterion)
+
+
+def _one_program(models: list[Model]) -> bool:
+    """True when the models are the largest one with fewer components."""
+    largest = max(models, key=lambda m: m.num_components)
+    if len(models) < 2 or not largest.sweepable:
+        return False
+
+    def same(model: Model) -> bool:
+        like = largest.with_components(model.num_components) if type(model) is type(largest) else None
+        if jax.tree.structure(like) != jax.tree.structure(model):
+            return False
+        return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(like), jax.tree.leaves(model), strict=True))
+
+    return all(same(model) for model in models)
+
+
+def _sweep(models, data, *, key, num_starts, weights, start, trace_size, tol, max_steps, min_steps, stopping, on_failure):
+    control = _control(tol, stopping, max_steps, min_steps)
+    largest = max(models, key=lambda m: m.num_components)
+    data = validate.to_device(data)
+    n = validate.check_data(largest, data)
+    weights = validate.check_weights(weights, (n,), _float_dtype(data))
+    num_starts = validate.check_count("num_starts", num_starts, 1)
+    counts = jnp.array([model.num_components for model in models])
+    fitted, run, diagnosis, best, weight = _sweep_program(
+        start or KMeansPlusPlus(),
+        control,
+        largest,
+        data,
+        weights,
+        validate.check_key(key, "a random start"),
+        counts,
+        num_starts=num_starts,
+        trace_size=trace_size,
+    )
+    run, diagnosis = jax.device_get((run, diagnosis))
+    results = []
+    for i, model in enumerate(models):
+        k = model.num_components
+        own = jax.tree.map(lambda a: a[i], run)
+        keep = np.arange(k)
+        trimmed = jax.vmap(lambda p: fitted.take_components(p, keep))(own.params)
+        own = type(own)(jax.device_get(trimmed), *(getattr(own, f) for f in _OTHERS))
+        marks = Diagnosis(diagnosis.degenerate[i][:, :k], diagnosis.empty[i][:, :k])
+        result = make_result(fitted.with_components(k), own, marks, int(best[i]), n, float(weight))
+        report(result, data, on_failure)
+        results.append(result)
+    return results
+
+
+_OTHERS = ("objective", "log_likelihood", "steps", "status", "trace")
+
+
+@functools.partial(jax.jit, static_argnames=("num_starts", "trace_size"))
+def _sweep_program(start, control, model, data, weights, key, counts, *, num_starts, trace_size):
+    model = model.calibrate(data, weights)
+    keys = jax.random.split(key, (counts.shape[0], num_starts))
+
+    def draw(count, key):
+        return model.init(key, data, weights, start, jnp.arange(model.num_components) < count)
+
+    starts = jax.vmap(lambda count, keys: jax.vmap(lambda k: draw(count, k))(keys))(counts, keys)
+    lanes = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), starts)
+    prepared = model.prepare(data)
+    run = run_lanes(
+        model, lanes, prepared, weights, index=Index(), algorithm=EM(), control=control, trace_size=trace_size
+    )
+    weight = jnp.asarray(num_examples(data), run.objective.dtype) if weights is None else jnp.sum(weights)
+    diagnosis = jax.vmap(lambda p: model.diagnose(p, weight))(run.params)
+    run, diagnosis = jax.tree.map(lambda a: a.reshape(-1, num_starts, *a.shape[1:]), (run, diagnosis))
+    best = jnp.argmax(rankable(run.objective, run.status), axis=1)
+    return model, run, diagnosis, best, weight

@@ -1,0 +1,121 @@
+"""When to stop: rules as objects. Their tolerances are traced, so a new value does not recompile."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxem.model import pytree
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float
+
+
+@pytree
+class Progress:
+    """What a rule sees after a step: these parameters, their objective, the objective before, and the total weight."""
+
+    params: Any
+    objective: Float[Array, ""]
+    previous_objective: Float[Array, ""]
+    weight: Float[Array, ""]
+
+    @property
+    def gain(self) -> Float[Array, ""]:
+        return self.objective - self.previous_objective
+
+
+class Stopping:
+    """A rule with a memory: ``start`` gives the memory, ``check`` the next memory and whether the rule is met."""
+
+    def start(self, params: Any, objective: Float[Array, ""]) -> Any:
+        """The memory before the first step; rules that need none have an empty one."""
+        return ()
+
+    def check(self, memory: Any, progress: Progress) -> tuple[Any, Bool[Array, ""]]:
+        raise NotImplementedError
+
+
+def _check_tol(tol: Any) -> None:
+    if isinstance(tol, (int, float)) and not 0 <= tol < float("inf"):
+        raise ValueError(f"tol must be a finite number, at least 0; got {tol}")
+
+
+@pytree
+class RelativeGain(Stopping):
+    """Stop when a step gains no more than ``tol`` per example: |L_t − L_(t−1)| ≤ tol · Σ_n w_n."""
+
+    tol: float | jax.Array = 1e-6
+
+    def __post_init__(self):
+        _check_tol(self.tol)
+
+    def check(self, memory, progress):
+        return memory, jnp.abs(progress.gain) <= self.tol * progress.weight
+
+
+@pytree
+class AbsoluteGain(Stopping):
+    """Stop when a step gains no more than ``tol`` in all: |L_t − L_(t−1)| ≤ tol."""
+
+    tol: float | jax.Array = 1e-6
+
+    def __post_init__(self):
+        _check_tol(self.tol)
+
+    def check(self, memory, progress):
+        return memory, jnp.abs(progress.gain) <= self.tol
+
+
+@pytree
+class Aitken(Stopping):
+    """Stop when what is left to gain, extrapolated, is no more than ``tol`` per example.
+
+    With a = gain_t / gain_(t−1) the limit of a geometric sequence is L_t + gain_t · a/(1 − a) (Böhning et al. 1994).
+    Slow convergence, where each gain is small and much is left, does not fool it.
+    """
+
+    tol: float | jax.Array = 1e-6
+
+    def __post_init__(self):
+        _check_tol(self.tol)
+
+    def start(self, params, objective):
+        return jnp.full_like(objective, jnp.inf)
+
+    def check(self, memory, progress):
+        gain = progress.gain
+        ratio = gain / jnp.where(memory == 0, 1, memory)
+        left = gain * ratio / jnp.where(ratio < 1, 1 - ratio, 1)
+        known = (ratio >= 0) & (ratio < 1) & jnp.isfinite(memory)
+        return gain, (known & (jnp.abs(left) <= self.tol * progress.weight)) | (gain == 0)
+
+
+@pytree
+class ParameterChange(Stopping):
+    """Stop when no parameter leaf moves by more than ``tol`` of its size: ‖θ_t − θ_(t−1)‖ ≤ tol · ‖θ_t‖, leaf by leaf."""
+
+    tol: float | jax.Array = 1e-4
+
+    def __post_init__(self):
+        _check_tol(self.tol)
+
+    def start(self, params, objective):
+        return params
+
+    def check(self, memory, progress):
+        def still(new: Array, old: Array) -> Array:
+            return jnp.linalg.norm((new - old).ravel()) <= self.tol * jnp.linalg.norm(new.ravel())
+
+        leaves = jax.tree.leaves(jax.tree.map(still, progress.params, memory))
+        return progress.params, jnp.all(jnp.stack(leaves))
+
+
+@pytree
+class Never(Stopping):
+    """Run to max_steps."""
+
+    def check(self, memory, progress):
+        return memory, jnp.zeros((), bool)

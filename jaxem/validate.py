@@ -1,0 +1,136 @@
+"""Checks at the host's door: every error names what was given and what was expected."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxem.model import Data, Model, Prepared
+
+
+def check_model(model: Any) -> None:
+    if isinstance(model, type):
+        raise ValueError(f"expected a model; got the class {model.__name__} (call it to make one)")
+    if not isinstance(model, Model):
+        raise ValueError(f"expected a jaxem model, such as jaxem.Mixture(jaxem.Gaussian(), 3); got {model!r}")
+
+
+def to_device(data: Any) -> Any:
+    """Data as the models take it: arrays on the device, observations in a floating-point type."""
+    if isinstance(data, Prepared):
+        raise ValueError("fit takes raw data: it calibrates and prepares them itself")
+    if isinstance(data, (Data, dict, tuple)) or not hasattr(data, "__array__") and not isinstance(data, list):
+        tree = data
+    else:
+        tree = Data(x=data)
+    return jax.tree.map(_array, tree, is_leaf=lambda a: isinstance(a, list))
+
+
+def _array(leaf: Any) -> jax.Array:
+    if not isinstance(leaf, jax.Array):
+        leaf = np.asarray(leaf)
+        if leaf.dtype.kind in "OUSM":
+            raise ValueError(f"data must be numbers; got an array of dtype {leaf.dtype}")
+    array = jnp.asarray(leaf)
+    return array.astype(float) if jnp.issubdtype(array.dtype, jnp.integer) else array
+
+
+def check_data(model: Model, data: Any, batch: int = 0) -> int:
+    """Shapes, size and finiteness of one data set (``batch`` = 0), or of several of one shape; returns N."""
+    x = data.x if isinstance(data, Data) else None
+    if x is not None and x.ndim < 2 + batch:
+        hint = "; for one feature use x[:, None]" if x.ndim == 1 + batch else ""
+        wanted = "[data sets, N, D]" if batch else "[N, D]"
+        raise ValueError(f"x needs shape {wanted}; got {x.shape}{hint}")
+    sizes = {leaf.shape[: 1 + batch] for leaf in jax.tree.leaves(data)}
+    if len(sizes) != 1:
+        raise ValueError(f"all parts of the data need the same number of examples; got leading shapes {sorted(sizes)}")
+    shape = sizes.pop()
+    if any(size == 0 for size in shape) or (x is not None and x.shape[-1] == 0):
+        raise ValueError(f"the data are empty: shape {None if x is None else x.shape}")
+    if shape[-1] < model.min_examples:
+        raise ValueError(f"{model.num_components} components need at least as many rows; got {shape[-1]}")
+    if not batch:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(data):
+            if jnp.issubdtype(leaf.dtype, jnp.floating) and not bool(jnp.all(jnp.isfinite(leaf))):
+                raise ValueError(_first_bad(leaf, jax.tree_util.keystr(path)))
+        model.validate(data)
+    return shape[-1]
+
+
+def _first_bad(leaf: jax.Array, name: str) -> str:
+    bad = np.argwhere(~np.isfinite(np.asarray(leaf)))
+    where = bad[0]
+    value = np.asarray(leaf)[tuple(where)]
+    place = f"row {where[0]}" + (f", column {where[1]}" if len(where) > 1 else "")
+    rows = len(np.unique(bad[:, 0]))
+    return (
+        f"the data ({name.lstrip('.')}) hold {value} in {place} ({rows} of {leaf.shape[0]} rows have such values); "
+        "remove these rows or fill them in"
+    )
+
+
+def check_weights(weights: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array | None:
+    """One finite, non-negative number per example, not all 0."""
+    if weights is None:
+        return None
+    weights = jnp.asarray(weights)
+    if weights.shape != shape:
+        raise ValueError(f"weights need one number per example, shape {shape}; got shape {weights.shape}")
+    host = np.asarray(weights)
+    bad = np.argwhere(~(np.isfinite(host) & (host >= 0)))
+    if len(bad):
+        place = ", ".join(str(i) for i in bad[0])
+        raise ValueError(f"weights must be finite and at least 0; weight [{place}] is {host[tuple(bad[0])]}")
+    if not np.all(np.any(host > 0, axis=-1)):
+        raise ValueError("all weights are 0: there is nothing to fit")
+    return weights.astype(dtype)
+
+
+def constant_columns(data: Any) -> list[int]:
+    """Columns of x that hold one value only."""
+    x = data.x if isinstance(data, Data) else None
+    if x is None or x.ndim != 2 or x.shape[0] < 2:
+        return []
+    return [int(i) for i in np.flatnonzero(np.asarray(jnp.max(x, axis=0) == jnp.min(x, axis=0)))]
+
+
+def check_count(name: str, value: Any, least: int) -> int:
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be a whole number, at least {least}; got {value!r}")
+    return int(value)
+
+
+def check_key(key: Any, needed_for: str) -> jax.Array:
+    if key is None:
+        raise ValueError(f"{needed_for} needs a key: pass key=jax.random.key(0), or any other; there is no default")
+    return key
+
+
+def check_params(model: Model, params: Any, data: Any, lead: tuple[int, ...] = ()) -> Any:
+    """Starting parameters: finite floats, shaped as the model shapes them, with ``lead`` axes in front."""
+    params = jax.tree.map(jnp.asarray, params)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not bool(jnp.all(jnp.isfinite(leaf))):
+            raise ValueError(f"starting parameters hold NaN or infinity in {jax.tree_util.keystr(path)}")
+    try:
+        expected = jax.eval_shape(lambda d: model.calibrate(d).init(jax.random.key(0), d), data)
+    except TypeError:  # a user's own model without init: it knows its parameters, we do not
+        return params
+    if jax.tree.structure(expected) != jax.tree.structure(params):
+        raise ValueError(f"starting parameters need the structure {_describe(expected)}; got {_describe(params)}")
+    for (path, want), leaf in zip(jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(params), strict=True):
+        if leaf.shape != (*lead, *want.shape):
+            name = jax.tree_util.keystr(path)
+            raise ValueError(f"starting parameters {name} need shape {(*lead, *want.shape)}; got {leaf.shape}")
+    return jax.tree.map(lambda leaf, want: leaf.astype(want.dtype), params, expected)
+
+
+def _describe(tree: Any) -> str:
+    parts = [f"{jax.tree_util.keystr(path)}" for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    return "(" + ", ".join(parts) + ")"
+
+

@@ -1,0 +1,7 @@
+"""Wrappers of a model: how its expectation or its maximization is computed."""
+
+from jaxem.wrappers.chunked import Chunked
+from jaxem.wrappers.frozen import Frozen
+from jaxem.wrappers.prior import WithPrior
+
+__all__ = ["Chunked", "Frozen", "WithPrior"]
