@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 from jax.scipy.special import entr
 
+from jaxem.model import UnsupportedError
 from jaxem.models.latent_model import LatentModel
 from jaxem.result import Result
 
@@ -31,8 +32,12 @@ def elbo(
     """The evidence lower bound E_q[log p(x, z | params)] + H[q] for any q over an independent discrete latent.
 
     It is the log-likelihood when q is the posterior, and below it by KL(q ‖ p(z | x)) otherwise. q: [N, K], rows that sum
-    to 1. ``model`` is calibrated to the data (as in a `Result`), or the sums are taken about 0.
+    to 1. ``model`` is calibrated to the data (as in a `Result`), or the sums are taken about 0. Raises UnsupportedError
+    for a latent whose values depend on each other, for which [N, K] does not describe a q.
     """
+    if not model.latent.independent:
+        name = type(model.latent).__name__
+        raise UnsupportedError(f"q of shape [N, K] does not describe a distribution over the dependent values of {name}")
     expected = model.q(params, model.complete_statistics(q, data, weights))
     entropy = jnp.sum(entr(q), axis=-1)
     return expected + jnp.sum(entropy if weights is None else entropy * weights)

@@ -269,6 +269,8 @@ class Latent:
     freezable_by_component: frozenset[str] = frozenset()
     #: True when a value of z of probability 0 keeps it (see `Model.sweepable`).
     sweepable: bool = False
+    #: True when the z of different examples (rows of the potentials) are independent given x.
+    independent: bool = False
     num_components: int
 
     def with_components(self, num_components: int) -> Latent:

@@ -33,6 +33,7 @@ class Categorical(Latent):
     freezable = frozenset({"weights"})
     freezable_by_component = freezable
     sweepable = True
+    independent = True
 
     def with_components(self, num_components: int) -> Categorical:
         return Categorical(num_components)

@@ -1,0 +1,429 @@
+"""The laws of EM as checks, for jaxem's own models and for yours.
+
+`check_model` takes a model and a data set and checks every law that applies; `check_family` does the same for a family by
+itself. A law that fails raises AssertionError and says which, where, and by how much. Laws are checked in float64,
+whatever the surrounding configuration is, because most of them are exact up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxem.driver import Control, Index, run, run_lanes
+from jaxem.inference import elbo
+from jaxem.model import Family, Model, UnsupportedError, as_data, num_examples, pytree, static
+from jaxem.models.latent_model import LatentModel
+from jaxem.status import Status
+from jaxem.stopping import Never, RelativeGain
+from jaxem.wrappers.base import Wrapper
+
+NOT_APPLICABLE = "not applicable"
+
+
+@dataclass
+class Case:
+    """A calibrated model, data, weights and parameters at which its laws are checked, all in float64."""
+
+    model: Model
+    raw: Any
+    data: Any
+    params: Any
+    key: jax.Array
+    rtol: float
+
+    def __post_init__(self):
+        self._e_step = jax.jit(lambda params, data, weights: self.model.e_step(params, data, weights))
+
+    @property
+    def rows(self) -> int:
+        return num_examples(self.raw)
+
+    def e_step(self, data: Any, weights: Any = None) -> Any:
+        """The compiled E-step: the laws share its few shapes."""
+        return self._e_step(self.params, data, weights)
+
+    def part(self, rows: Any) -> Any:
+        return jax.tree.map(lambda a: a[rows], self.data)
+
+
+class _NotApplicable(Exception):
+    pass
+
+
+def _close(law: str, got: Any, expected: Any, rtol: float, what: str) -> None:
+    """Trees equal up to ``rtol`` of the largest entry of each leaf."""
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(expected), strict=True):
+        a, b = np.asarray(a, float), np.asarray(b, float)
+        size = max(float(np.max(np.abs(b), initial=0.0)), 1e-30)
+        worst = float(np.max(np.abs(a - b), initial=0.0))
+        if a.shape != b.shape or not worst <= rtol * size:
+            name = jax.tree_util.keystr(path)
+            raise AssertionError(f"law {law}: {what}: leaf {name or 'value'} differs by {worst:.3g} of {size:.3g}")
+
+
+def _additivity(case: Case) -> None:
+    cut = case.rows // 3
+    whole, first = case.e_step(case.data), case.e_step(case.part(slice(None, cut)))
+    shapes = [leaf.shape for leaf in jax.tree.leaves(whole)]
+    if shapes != [leaf.shape for leaf in jax.tree.leaves(first)]:
+        raise AssertionError(f"law additivity: the E-step has leaves that depend on the number of examples: {shapes}")
+    _close("additivity", first + case.e_step(case.part(slice(cut, None))), whole, case.rtol, "E-step of the parts against that of the whole")
+
+
+def _weights(case: Case) -> None:
+    rng = np.random.default_rng(0)
+    repeats = rng.integers(0, 4, case.rows)
+    repeats[:2] = 0, 3
+    repeated = case.e_step(case.part(np.repeat(np.arange(case.rows), repeats)))
+    weighted = case.e_step(case.data, jnp.asarray(repeats, float))
+    _close("weights", weighted, repeated, case.rtol, "weights 0, 1, 2, 3 against repeated rows")
+
+
+def _free(case: Case) -> tuple[Any, Callable[[Any], Any]]:
+    try:
+        return case.model.to_free(case.params), case.model.from_free
+    except UnsupportedError as error:
+        raise _NotApplicable(str(error)) from None
+
+
+def _fisher(case: Case) -> None:
+    free, back = _free(case)
+    stats = case.e_step(case.data).stats
+    likelihood = jax.jit(jax.grad(lambda f: case.model.e_step(back(f), case.data).log_likelihood))(free)
+    try:
+        expected = jax.jit(jax.grad(lambda f: case.model.q(back(f), stats)))(free)
+    except UnsupportedError as error:
+        raise _NotApplicable(str(error)) from None
+    _close("fisher", likelihood, expected, 1e3 * case.rtol, "gradient of the log-likelihood against that of q")
+
+
+def _stationary(case: Case) -> None:
+    stats = case.e_step(case.data).stats
+    updated = jax.jit(case.model.m_step)(case.params, stats)
+
+    @jax.jit
+    def objective(params: Any) -> Any:
+        return case.model.q(params, stats) + case.model.log_prior(params)
+
+    try:
+        gain = float(objective(updated) - objective(case.params))
+        free = case.model.to_free(updated)
+    except UnsupportedError as error:
+        raise _NotApplicable(str(error)) from None
+    if not gain >= -case.rtol * case.rows:
+        raise AssertionError(f"law stationary: the M-step lowers q by {-gain:.3g}")
+    gradient = jax.jit(jax.grad(lambda f: objective(case.model.from_free(f))))(free)
+    held = _held_leaves(case.model)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
+        if str(getattr(path[-1], "name", path[-1])) in held:
+            continue
+        worst = float(jnp.max(jnp.abs(leaf), initial=0.0))
+        if not worst <= 1e4 * case.rtol * case.rows:
+            name = jax.tree_util.keystr(path)
+            raise AssertionError(f"law stationary: the gradient of q at the M-step's answer is {worst:.3g} in {name}")
+
+
+def _held_leaves(model: Model) -> set[str]:
+    """Names of frozen leaves, in whose direction the gradient need not vanish."""
+    held: set[str] = set()
+    inner: Any = model
+    while isinstance(inner, Wrapper):
+        held |= {name for name, _ in getattr(inner, "leaves", ())}
+        inner = inner.model
+    return held
+
+
+def _monotone(case: Case) -> None:
+    control = Control(Never(), max_steps=30)
+    trace = np.asarray(jax.jit(lambda p: run(case.model, p, case.data, control=control, trace_size=31))(case.params).trace)
+    trace = trace[~np.isnan(trace)]
+    if len(trace) < 2:
+        raise AssertionError(f"law monotone: no objective after the first step (trace {trace})")
+    fall = float(np.max(trace[:-1] - trace[1:]))
+    if fall > 1e-9 * max(1.0, float(np.max(np.abs(trace)))):
+        at = int(np.argmax(trace[:-1] - trace[1:]))
+        raise AssertionError(f"law monotone: the objective falls by {fall:.3g} at step {at + 1}")
+
+
+def _bound(case: Case) -> None:
+    inner: Any = case.model
+    while isinstance(inner, Wrapper):
+        inner = inner.model
+    if not isinstance(inner, LatentModel) or not inner.latent.independent:
+        raise _NotApplicable("q is only given as [N, K] for an independent discrete latent")
+    prepared = inner.prepare(case.raw)
+    posterior = jax.jit(inner.posterior)(case.params, prepared)
+    log_likelihood = case.e_step(case.data).log_likelihood
+    bound = jax.jit(lambda q: elbo(inner, case.params, prepared, q))
+    touching = bound(posterior)
+    _close("bound", touching, log_likelihood, case.rtol, "ELBO at the posterior against the log-likelihood")
+    other = 0.7 * posterior + 0.3 / posterior.shape[1]
+    if inner.num_components > 1 and not bound(other) < log_likelihood:
+        raise AssertionError("law bound: the ELBO of another q is not below the log-likelihood")
+
+
+def _jit(case: Case) -> None:
+    eager = case.model.e_step(case.params, case.data)
+    _close("jit", case.e_step(case.data), eager, case.rtol, "compiled E-step against eager")
+
+
+def _lanes(case: Case) -> None:
+    """Lanes against one by one; a lane on data that hold NaN disturbs none."""
+    control = Control(RelativeGain(1e-7), max_steps=40)
+    clean = case.data
+    spoilt = jax.tree.map(lambda a: a.at[0].set(jnp.nan) if jnp.issubdtype(a.dtype, jnp.floating) else a, clean)
+    stacked = jax.tree.map(lambda a, b: jnp.stack([a, b]), clean, spoilt)
+    models = jax.tree.map(lambda a: jnp.broadcast_to(a, (2, *jnp.shape(a))), case.model)
+    moved = jax.jit(case.model.m_step)(case.params, case.e_step(clean).stats)
+    starts = jax.tree.map(lambda *a: jnp.stack(a), case.params, case.params, moved)
+    index = Index(data=jnp.array([0, 1, 0]))
+
+    single = jax.jit(lambda p: run(case.model, p, clean, control=control))
+    # Two slots for three lanes: one lane waits, and is taken in beside another that runs or has stopped.
+    lanes = jax.jit(lambda: run_lanes(models, starts, stacked, index=index, control=control, slots=2))()
+    for lane in (0, 2):
+        mine, one = jax.tree.map(lambda a, i=lane: a[i], lanes), single(jax.tree.map(lambda a, i=lane: a[i], starts))
+        if (int(mine.steps), int(mine.status)) != (int(one.steps), int(one.status)):
+            raise AssertionError(f"law lanes: {int(mine.steps)} steps as a lane, {int(one.steps)} alone")
+        _close("lanes", mine.params, one.params, 1e4 * case.rtol, "parameters of a lane against the fit alone")
+    spoilt_status = Status(int(lanes.status[1]))
+    if spoilt_status != Status.NON_FINITE_INPUT:
+        raise AssertionError(f"law lanes: data that hold NaN end as {spoilt_status.label}")
+    if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(lanes.params)):
+        raise AssertionError("law lanes: a lane ended with parameters that are not finite")
+
+
+@pytree
+class _Traced(Wrapper):
+    """Counts how often the E-step is traced."""
+
+    model: Model
+    count: Any = static()
+
+    def e_step(self, params, data, weights=None):
+        self.count.append(None)
+        return self.model.e_step(params, data, weights)
+
+
+class _Counter(list):
+    """A list that is compared and hashed by identity, so that it can be a static field."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+def _retrace(case: Case) -> None:
+    count = _Counter()
+    fitted = jax.jit(lambda m, p, d, c: run(m, p, d, control=c))
+    model = _Traced(case.model, count)
+    fitted(model, case.params, case.data, Control(RelativeGain(1e-3), max_steps=3))
+    traced = len(count)
+    doubled = jax.tree.map(lambda a: a * 1.5 if isinstance(a, (float, jax.Array)) else a, model)
+    fitted(model, case.params, case.data, Control(RelativeGain(1e-3), max_steps=3))
+    fitted(model, case.params, case.data, Control(RelativeGain(1e-5), max_steps=7, min_steps=2))
+    fitted(doubled, case.params, case.data, Control(RelativeGain(1e-5), max_steps=7, min_steps=2))
+    if len(count) != traced:
+        raise AssertionError(f"law retrace: new values of tol, max_steps or hyper-parameters trace again ({len(count)})")
+
+
+def _order(case: Case) -> None:
+    rows = np.random.default_rng(1).permutation(case.rows)
+    _close("order", case.e_step(case.part(rows)), case.e_step(case.data), case.rtol, "E-step of permuted rows")
+    k = case.model.num_components
+    if k < 2:
+        return
+    try:
+        turned = case.model.take_components(case.params, np.roll(np.arange(k), 1))
+    except UnsupportedError:
+        return
+    got = case._e_step(turned, case.data, None).log_likelihood
+    _close("order", got, case.e_step(case.data).log_likelihood, case.rtol, "log-likelihood of permuted components")
+
+
+def _precision(case: Case) -> None:
+    exact = float(case.e_step(case.data).log_likelihood)
+    single = jax.tree.map(_to_float32, (case.model, case.params, case.data))
+    with jax.enable_x64(False):
+        model, params, data = single
+        rounded = float(jax.jit(model.e_step)(params, data).log_likelihood)
+    if not abs(rounded - exact) <= 1e-5 * max(abs(exact), case.rows):
+        raise AssertionError(f"law precision: log-likelihood {rounded} in float32, {exact} in float64")
+
+
+def _to_float32(leaf: Any) -> Any:
+    leaf = np.asarray(leaf)
+    return leaf.astype(np.float32) if leaf.dtype == np.float64 else leaf
+
+
+def _sample(case: Case) -> None:
+    """The sampler and the density agree: scores at the truth average to 0 within six standard errors."""
+    free, back = _free(case)
+    try:
+        x, _ = jax.jit(case.model.sample, static_argnums=2)(case.key, case.params, 4000)
+    except UnsupportedError as error:
+        raise _NotApplicable(str(error)) from None
+    drawn = case.model.prepare(as_data(x))
+
+    def one(row: Any, f: Any) -> Any:
+        return case.model.e_step(back(f), jax.tree.map(lambda a: a[None], row)).log_likelihood
+
+    scores = jax.jit(jax.vmap(jax.grad(one, argnums=1), in_axes=(0, None)))(drawn, free)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(scores):
+        if leaf.size == 0:
+            continue
+        mean, spread = jnp.mean(leaf, axis=0), jnp.std(leaf, axis=0)
+        z = jnp.max(jnp.abs(mean) / (spread / np.sqrt(leaf.shape[0]) + 1e-12))
+        if not float(z) <= 6:
+            name = jax.tree_util.keystr(path)
+            raise AssertionError(f"law sample: scores of the model's own draws are {float(z):.1f} errors from 0 in {name}")
+
+
+def _coordinates(case: Case) -> None:
+    free, back = _free(case)
+    _close("coordinates", back(free), case.params, 1e3 * case.rtol, "parameters → free → parameters")
+    size = sum(leaf.size for leaf in jax.tree.leaves(free))
+    count = case.model.num_free_parameters(case.params)
+    if not 0 <= count <= size:
+        raise AssertionError(f"law coordinates: {count} free parameters counted, {size} free coordinates")
+
+
+LAWS: dict[str, Callable[[Case], None]] = {
+    "additivity": _additivity,
+    "weights": _weights,
+    "fisher": _fisher,
+    "stationary": _stationary,
+    "monotone": _monotone,
+    "bound": _bound,
+    "jit": _jit,
+    "lanes": _lanes,
+    "retrace": _retrace,
+    "order": _order,
+    "precision": _precision,
+    "sample": _sample,
+    "coordinates": _coordinates,
+}
+
+
+def check_model(
+    model: Model,
+    data: Any,
+    *,
+    key: jax.Array,
+    params: Any = None,
+    skip: Iterable[str] = (),
+    rtol: float = 1e-10,
+) -> dict[str, str]:
+    """Check the laws of EM on a model: E-step, M-step, likelihood, sampler and coordinates agree with each other.
+
+    data: some tens of examples the model fits. params: where to check; by default a start of the model after one step.
+    skip: names of `LAWS` to leave out (a generalized M-step that only raises q skips "stationary"). rtol: relative
+    accuracy in float64. Returns, for each law, "passed" or why it does not apply. Raises AssertionError naming the law.
+    """
+    unknown = set(skip) - set(LAWS)
+    if unknown:
+        raise ValueError(f"unknown laws to skip: {sorted(unknown)}; the laws are {', '.join(LAWS)}")
+    outcome: dict[str, str] = {}
+    with jax.enable_x64(True):
+        case = _case(model, data, key, params, rtol)
+        for name, law in LAWS.items():
+            if name in skip:
+                outcome[name] = "skipped"
+                continue
+            try:
+                law(case)
+                outcome[name] = "passed"
+            except _NotApplicable as reason:
+                outcome[name] = f"{NOT_APPLICABLE}: {reason}"
+    return outcome
+
+
+def _case(model: Model, data: Any, key: jax.Array, params: Any, rtol: float) -> Case:
+    def double(leaf: Any) -> Any:
+        leaf = jnp.asarray(leaf)
+        return leaf.astype(jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.number) else leaf
+
+    raw = jax.tree.map(double, as_data(data) if hasattr(data, "shape") else data)
+    model = model.calibrate(raw)
+    prepared = model.prepare(raw)
+    start_key, key = jax.random.split(key)
+    if params is None:
+        start = jax.jit(lambda k: model.init(k, raw))(start_key)
+        params = jax.jit(lambda p: model.m_step(p, model.e_step(p, prepared).stats))(start)
+    params = jax.tree.map(double, params)
+    return Case(model, raw, prepared, params, key, rtol)
+
+
+def check_family(family: Family, data: Any, *, key: jax.Array, num_components: int = 3, rtol: float = 1e-10) -> None:
+    """Check a family by itself: its two products, its M-step, its frozen parameters and its coordinates.
+
+    data: some tens of examples in its support. The laws of `check_model` hold for ``Mixture(family, K)`` beside these.
+    Raises AssertionError naming the law.
+    """
+    with jax.enable_x64(True):
+        raw = as_data(jnp.asarray(data, float) if hasattr(data, "shape") else data)
+        family = family.calibrate(raw, None)
+        statistics = family.statistics(raw)
+        n, k = num_examples(raw), num_components
+        marginals = jax.random.dirichlet(key, jnp.ones(k), (n,))
+        stats = family.accumulate(None, statistics, marginals)
+        params = family.maximize(None, stats, {})
+
+        direct = jnp.sum(marginals * family.log_prob(params, statistics))
+        _close("family products", family.q(params, stats), direct, rtol, "q of the statistics against Σ r log p")
+
+        free = family.to_free(params)
+        _close("family coordinates", family.from_free(free), params, 1e3 * rtol, "parameters → free → parameters")
+        gradient = jax.jit(jax.grad(lambda f: family.q(family.from_free(f), stats)))(free)
+        worst = max(float(jnp.max(jnp.abs(leaf), initial=0.0)) for leaf in jax.tree.leaves(gradient))
+        if not worst <= 1e4 * rtol * n:
+            raise AssertionError(f"law family M-step: the gradient of q at the answer is {worst:.3g}")
+
+        _check_empty_member(family, params, statistics, marginals)
+        for name in sorted(family.freezable):
+            _check_frozen(family, name, params, statistics, marginals, rtol * n)
+
+        turned = family.take_components(params, np.roll(np.arange(k), 1))
+        got = jnp.roll(family.log_prob(turned, statistics), -1, axis=-1)
+        _close("family members", got, family.log_prob(params, statistics), rtol, "log p of permuted members")
+        draws = family.sample(key, params, jnp.arange(k))
+        if draws.shape[0] != k or not bool(jnp.all(jnp.isfinite(draws))):
+            raise AssertionError(f"law family sampler: {k} values of z gave draws of shape {draws.shape}")
+
+
+def _check_empty_member(family: Family, params: Any, statistics: Any, marginals: Any) -> None:
+    """A member without examples keeps its parameters, and the others do not notice."""
+    emptied = marginals.at[:, 0].set(0)
+    kept = family.maximize(params, family.accumulate(params, statistics, emptied), {})
+    if not bool(jnp.all(jnp.isfinite(family.log_prob(kept, statistics)))):
+        raise AssertionError("law family empty member: log p is not finite after a member lost all its examples")
+    first = family.take_components(params, np.array([0])), family.take_components(kept, np.array([0]))
+    for old, new, whole in zip(*map(jax.tree.leaves, first), jax.tree.leaves(params), strict=True):
+        shared = old.shape == whole.shape  # a leaf of all members at once may move with the others
+        if not shared and not np.allclose(old, new, rtol=1e-12, atol=0):
+            raise AssertionError("law family empty member: a member without examples did not keep its parameters")
+
+
+def _check_frozen(family: Family, name: str, params: Any, statistics: Any, marginals: Any, tolerance: float) -> None:
+    """A frozen leaf stays as it is, and the M-step maximizes over the others given it."""
+    stats = family.accumulate(params, statistics, marginals**2)
+    new = family.maximize(params, stats, {name: True})
+    before, after = np.asarray(getattr(params, name)), np.asarray(getattr(new, name))
+    if not np.allclose(before, after, rtol=1e-12, atol=0):
+        raise AssertionError(f"law family frozen: {name} moved although it is frozen")
+    free = family.to_free(new)
+    gradient = jax.jit(jax.grad(lambda f: family.q(family.from_free(f), stats)))(free)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
+        leaf_name = str(getattr(path[-1], "name", path[-1]))
+        if leaf_name != name and not float(jnp.max(jnp.abs(leaf), initial=0.0)) <= 1e4 * tolerance:
+            raise AssertionError(f"law family frozen: with {name} frozen, q is not maximal over {leaf_name}")
+
+
+__all__ = ["LAWS", "Case", "check_family", "check_model"]

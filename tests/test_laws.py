@@ -1,0 +1,185 @@
+"""The laws of the design over one table: a new model or family is one row here and gets every test."""
+
+import jax
+import numpy as np
+import pytest
+
+import jaxem
+from jaxem.model import Model
+from jaxem.testing import LAWS, NOT_APPLICABLE, _Counter, _Traced, check_family, check_model
+from jaxem.wrappers.base import Wrapper
+
+_RNG = np.random.default_rng(0)
+POINTS = np.concatenate([_RNG.normal(size=(20, 3)), _RNG.normal(size=(25, 3)) * [1, 2, 0.5] + 3])
+WIDE = np.concatenate([_RNG.normal(size=(40, 5)), _RNG.normal(size=(40, 5)) @ _RNG.normal(size=(5, 5)) + 2])
+COUNTS = np.concatenate([_RNG.poisson([6.0, 1.0], (20, 2)), _RNG.poisson([2.0, 9.0], (25, 2))]).astype(float)
+
+FAMILIES = {
+    "gaussian full": (jaxem.Gaussian(jaxem.Full()), POINTS),
+    "gaussian full, D = 5": (jaxem.Gaussian(jaxem.Full()), WIDE),  # above the dimensions that are written out
+    "gaussian tied": (jaxem.Gaussian(jaxem.Tied()), POINTS),
+    "gaussian diagonal": (jaxem.Gaussian(jaxem.Diagonal()), POINTS),
+    "gaussian spherical": (jaxem.Gaussian(jaxem.Spherical()), POINTS),
+    "poisson": (jaxem.Poisson(), COUNTS),
+}
+
+
+def _mixture(family: str, k: int = 2):
+    return jaxem.Mixture(FAMILIES[family][0], k)
+
+
+MODELS = {
+    **{f"mixture, {name}": (jaxem.Mixture(family, 2), data) for name, (family, data) in FAMILIES.items()},
+    "one component": (_mixture("gaussian full", 1), POINTS),
+    "with prior, gaussian full": (jaxem.WithPrior(_mixture("gaussian full"), 2.0), POINTS),
+    "with prior, gaussian spherical": (jaxem.WithPrior(_mixture("gaussian spherical"), 0.5), POINTS),
+    "with prior, poisson": (jaxem.WithPrior(_mixture("poisson"), 2.0), COUNTS),
+    "chunked, a remainder": (jaxem.Chunked(_mixture("gaussian full"), 16), POINTS),
+    "frozen mean": (jaxem.Frozen(_mixture("gaussian full"), ["mean"]), POINTS),
+    "frozen weights and one rate": (
+        jaxem.Frozen(_mixture("poisson"), {"weights": True, "rate": [True, False]}),
+        COUNTS,
+    ),
+    "chunked, with prior, frozen": (
+        jaxem.Chunked(jaxem.WithPrior(jaxem.Frozen(_mixture("gaussian diagonal"), ["covariance"]), 1.0), 20),
+        POINTS,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_family(name):
+    family, data = FAMILIES[name]
+    check_family(family, data, key=jax.random.key(1))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_model(name):
+    model, data = MODELS[name]
+    outcome = check_model(model, data, key=jax.random.key(0))
+    # Every law applies to every model of this table.
+    assert set(outcome) == set(LAWS)
+    assert not [law for law, said in outcome.items() if said.startswith(NOT_APPLICABLE)]
+
+
+class TestTheLawsCanFail:
+    """A suite that passes on a broken model proves nothing: each law is shown a model that breaks it."""
+
+    def broken(self, **methods):
+        """Mixture with some methods of the contract replaced."""
+
+        @jaxem.pytree
+        class Broken(Wrapper):
+            model: Model
+
+            def calibrate(self, data, weights=None):
+                return Broken(self.model.calibrate(data, weights))
+
+        for name, method in methods.items():
+            setattr(Broken, name, method)
+        return Broken(_mixture("gaussian full"))
+
+    def fails(self, law, model):
+        others = set(LAWS) - {law}
+        with pytest.raises(AssertionError, match=f"law {law}"):
+            check_model(model, POINTS, key=jax.random.key(0), skip=others)
+
+    def test_m_step_off_by_a_little(self):
+        def m_step(self, params, stats, frozen=None):
+            new = self.model.m_step(params, stats)
+            gaussian = jaxem.GaussianParams(new.likelihood.mean * 1.001, new.likelihood.covariance)
+            return jaxem.LatentParams(new.latent, gaussian)
+
+        self.fails("stationary", self.broken(m_step=m_step))
+
+    def test_m_step_that_overshoots(self):
+        def m_step(self, params, stats, frozen=None):
+            new = self.model.m_step(params, stats)
+            mean = params.likelihood.mean + 2.5 * (new.likelihood.mean - params.likelihood.mean)
+            return jaxem.LatentParams(new.latent, jaxem.GaussianParams(mean, new.likelihood.covariance))
+
+        self.fails("monotone", self.broken(m_step=m_step))
+
+    def test_e_step_that_forgets_weights(self):
+        def e_step(self, params, data, weights=None):
+            return self.model.e_step(params, data, None)
+
+        self.fails("weights", self.broken(e_step=e_step))
+
+    def test_likelihood_off_by_a_factor(self):
+        def e_step(self, params, data, weights=None):
+            step = self.model.e_step(params, data, weights)
+            return jaxem.EStep(step.stats, 1.01 * step.log_likelihood, step.weight)
+
+        self.fails("fisher", self.broken(e_step=e_step))
+
+    def test_e_step_that_averages(self):
+        def e_step(self, params, data, weights=None):
+            step = self.model.e_step(params, data, weights)
+            return jax.tree.map(lambda a: a / step.weight, step)
+
+        self.fails("additivity", self.broken(e_step=e_step))
+
+    def test_sampler_of_another_model(self):
+        def sample(self, key, params, num_examples):
+            x, z = self.model.sample(key, params, num_examples)
+            return 1.2 * x, z
+
+        self.fails("sample", self.broken(sample=sample))
+
+    def test_coordinates_that_lose_something(self):
+        def from_free(self, free):
+            return jax.tree.map(lambda a: a * 1.0001, self.model.from_free(free))
+
+        self.fails("coordinates", self.broken(from_free=from_free))
+
+    def test_order_of_rows(self):
+        def e_step(self, params, data, weights=None):
+            step = self.model.e_step(params, data, weights)
+            first = jax.tree.leaves(data)[0][0].sum()
+            return jaxem.EStep(step.stats, step.log_likelihood + first, step.weight)
+
+        self.fails("order", self.broken(e_step=e_step))
+
+    def test_a_new_value_that_is_static(self):
+        # A law that never sees a retrace must still count traces: two structures of control are two programs.
+        count = _Counter()
+        model = _Traced(_mixture("gaussian full"), count)
+        data = POINTS.astype(np.float32)
+        params = model.model.init(jax.random.key(0), data)
+        fitted = jax.jit(lambda c: jaxem.run(model, params, data, control=c))
+        fitted(jaxem.Control(jaxem.RelativeGain(1e-2), max_steps=2))
+        once = len(count)
+        fitted(jaxem.Control(jaxem.AbsoluteGain(1e-2), max_steps=2))
+        assert len(count) == 2 * once > 0
+
+
+def test_unknown_law_is_named():
+    with pytest.raises(ValueError, match="monotony"):
+        check_model(_mixture("poisson"), COUNTS, key=jax.random.key(0), skip=["monotony"])
+
+
+class TestAffine:
+    """Law 10: a Gaussian mixture of a·x + b is the mixture of x with moved parameters."""
+
+    @pytest.mark.parametrize("name", ["gaussian full", "gaussian tied", "gaussian diagonal"])
+    def test_scale_and_shift_per_feature(self, name):
+        scale, shift = np.array([1e-3, 1.0, 500.0]), np.array([10.0, -3.0, 1e4])
+        with jax.enable_x64(True):
+            plain, moved = (
+                jaxem.fit(_mixture(name), x, key=jax.random.key(3), num_starts=4, tol=1e-9)
+                for x in (POINTS, POINTS * scale + shift)
+            )
+        expected = plain.log_likelihood - len(POINTS) * np.sum(np.log(scale))
+        assert moved.log_likelihood == pytest.approx(expected, rel=1e-9)
+        np.testing.assert_allclose(moved.params.likelihood.mean, plain.params.likelihood.mean * scale + shift, rtol=1e-6)
+        assert moved.steps == plain.steps
+
+    def test_one_scale_and_shifts(self):
+        with jax.enable_x64(True):
+            plain, moved = (
+                jaxem.fit(_mixture("gaussian spherical"), x, key=jax.random.key(3), num_starts=4, tol=1e-9)
+                for x in (POINTS, POINTS * 1e-4 + np.array([10.0, -3.0, 1.0]))
+            )
+        expected = plain.log_likelihood - POINTS.size * np.log(1e-4)
+        assert moved.log_likelihood == pytest.approx(expected, rel=1e-9)
