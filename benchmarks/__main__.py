@@ -1,0 +1,60 @@
+"""The command: choose a suite, run its measures, print one table, write one JSON file."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+from benchmarks import report
+from benchmarks.harness import Settings
+
+#: A suite is a module of this package with `DESCRIPTION` and `MEASURES` (name → function from Settings to rows).
+SUITES = ("gmm",)
+
+
+def list_suites() -> None:
+    print("python -m benchmarks SUITE [--only NAMES] [--repeats N] [--quick]\n")
+    for name in SUITES:
+        suite = importlib.import_module(f"benchmarks.{name}")
+        print(f"  {name:<10} {suite.DESCRIPTION}")
+        print(f"  {'':<10} measures: {', '.join(suite.MEASURES)}")
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("suite", nargs="?", choices=SUITES)
+    parser.add_argument("--only", default="", metavar="NAMES", help="measures, separated by commas; all by default")
+    parser.add_argument("--repeats", type=int, default=5, help="runs of every contestant; the median counts")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that the benchmark works, nothing else")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    if options.suite is None:
+        list_suites()
+        return 0
+    suite = importlib.import_module(f"benchmarks.{options.suite}")
+    names = [name for name in options.only.split(",") if name] or list(suite.MEASURES)
+    unknown = [name for name in names if name not in suite.MEASURES]
+    if unknown or options.repeats < 1:
+        wrong = f"no measure {', '.join(unknown)}; there are {', '.join(suite.MEASURES)}" if unknown else "--repeats < 1"
+        print(f"benchmarks: {wrong}", file=sys.stderr)
+        return 2
+
+    rows = []
+    for name in names:
+        print(f"{options.suite}: {name} ...", file=sys.stderr, flush=True)
+        rows += suite.MEASURES[name](Settings(repeats=options.repeats, quick=options.quick))
+    print(report.table(rows))
+    if options.quick:
+        print("quick: sizes reduced, ratios mean nothing")
+    else:
+        print(f"written to {report.write(options.suite, rows, partial=bool(options.only))}")
+    # A missed bar is a result, not an error; a contestant that broke down is one.
+    return 1 if any(row.error for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

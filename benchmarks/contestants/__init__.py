@@ -1,0 +1,1 @@
+"""One module per contestant, importing one library: see `benchmarks.worker` for what a module holds."""

@@ -1,0 +1,96 @@
+"""scikit-learn's Gaussian mixture."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import sklearn
+from sklearn.mixture import GaussianMixture
+from threadpoolctl import threadpool_limits
+
+
+def versions():
+    return {"scikit-learn": sklearn.__version__}
+
+
+def _model(arrays, i, tol, max_iter):
+    return GaussianMixture(
+        arrays["means"].shape[1],
+        tol=tol,
+        max_iter=max_iter,
+        weights_init=arrays["weights"][i],
+        means_init=arrays["means"][i],
+        precisions_init=arrays["precisions"][i],
+    )
+
+
+def _choose_threads(work):
+    """The quicker of one BLAS thread and all of them, kept from here on: small problems lose by threads."""
+    seconds = {}
+    for threads in (None, 1):
+        with threadpool_limits(threads):
+            work()
+            begin = time.perf_counter()
+            work()
+            seconds[threads] = time.perf_counter() - begin
+    best = min(seconds, key=seconds.get)
+    threadpool_limits(best)
+    return {"blas_threads": "all" if best is None else best}
+
+
+def iteration(arrays, options):
+    """Some E- and M-steps from given parameters, without the start-up of `fit`; seconds for one."""
+    x, steps = arrays["x"], options["steps"]
+
+    def run():
+        model = _model(arrays, 0, 0.0, 1).fit(x[:1000])  # sets the attributes that the steps below read
+        model.weights_, model.means_ = arrays["weights"][0], arrays["means"][0]
+        model.covariances_ = arrays["covariances"][0]
+        model.precisions_cholesky_ = np.linalg.cholesky(arrays["precisions"][0])
+        begin = time.perf_counter()
+        for _ in range(steps):
+            _, log_responsibilities = model._e_step(x)
+            model._m_step(x, log_responsibilities)
+        seconds = (time.perf_counter() - begin) / steps
+        return {"seconds": seconds, "log_likelihood": float(model.score(x))}
+
+    return {}, run
+
+
+def starts(arrays, options):
+    """Every start to convergence, one fit after another."""
+    x, count = arrays["x"], len(arrays["means"])
+    facts = _choose_threads(lambda: _model(arrays, 0, options["tol"], options["max_steps"]).fit(x))
+
+    def run():
+        begin = time.perf_counter()
+        models = [_model(arrays, i, options["tol"], options["max_steps"]).fit(x) for i in range(count)]
+        return _answer(models, time.perf_counter() - begin)
+
+    return facts, run
+
+
+def batch(arrays, options):
+    """Every data set from its start to convergence, one fit after another."""
+    x = arrays["x"]
+    facts = _choose_threads(lambda: _model(arrays, 0, options["tol"], options["max_steps"]).fit(x[0]))
+
+    def run():
+        begin = time.perf_counter()
+        models = [_model(arrays, i, options["tol"], options["max_steps"]).fit(x[i]) for i in range(len(x))]
+        return _answer(models, time.perf_counter() - begin)
+
+    return facts, run
+
+
+def _answer(models, seconds):
+    bounds = np.array([model.lower_bound_ for model in models])
+    steps = [model.n_iter_ for model in models]
+    return {
+        "seconds": seconds,
+        "log_likelihood": float(np.mean(bounds)),
+        "best": float(np.max(bounds)),
+        "steps": int(np.sum(steps)),
+        "most_steps": int(np.max(steps)),
+    }

@@ -1,0 +1,42 @@
+"""The data and the starting values that all contestants share: numpy only, float32, seeded."""
+
+from __future__ import annotations
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+
+
+def mixture(seed: int, n: int, d: int, k: int, spread: float) -> np.ndarray:
+    """N draws from K Gaussians of random covariance; ``spread`` is the standard deviation of their means."""
+    rng = np.random.default_rng(seed)
+    means = rng.normal(0, spread, (k, d))
+    mix = rng.normal(0, 1 / np.sqrt(d), (k, d, d)) + np.eye(d)
+    x = rng.normal(size=(n, d))
+    owner = rng.choice(k, n, p=rng.dirichlet(np.full(k, 5.0)))
+    for j in range(k):
+        mine = owner == j
+        x[mine] = x[mine] @ mix[j].T + means[j]
+    return x.astype(np.float32)
+
+
+def starts(seed: int, x: np.ndarray, k: int, count: int) -> Arrays:
+    """``count`` starts, [count, K, ...]: K rows of the data as means, the data's covariance, equal weights."""
+    rng = np.random.default_rng(seed)
+    rows = np.stack([rng.choice(len(x), k, replace=False) for _ in range(count)])
+    covariance = np.cov(x, rowvar=False)
+    shape = (count, k, *covariance.shape)
+    return {
+        "weights": np.full((count, k), 1 / k, np.float32),
+        "means": x[rows],
+        "covariances": np.broadcast_to(covariance, shape).astype(np.float32),
+        "precisions": np.broadcast_to(np.linalg.inv(covariance), shape).astype(np.float32),
+    }
+
+
+def many(seed: int, sets: int, n: int, d: int, k: int, spread: float) -> Arrays:
+    """Many data sets, [sets, N, D], each from a mixture of its own and with one start of its own."""
+    data = [mixture(seed + i, n, d, k, spread) for i in range(sets)]
+    begin = [starts(seed + i, x, k, 1) for i, x in enumerate(data)]
+    together = {name: np.concatenate([one[name] for one in begin]) for name in begin[0]}
+    return {"x": np.stack(data), **together}
