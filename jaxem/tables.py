@@ -1,7 +1,7 @@
 """Data files as arrays of numbers: csv, tsv, npy, npz and parquet. Every error names the file, the row and the column.
 
-Nothing is guessed at: a column that is not made of numbers is left out by name when no columns were asked for, and is an
-error when it was asked for. A missing value is always an error, because a row that silently disappears changes the fit.
+A column that is not made of numbers is left out by name when no columns were asked for, and is an error when it was. A
+missing value is always an error, because a row that silently disappears changes the fit.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def read(
 ) -> Table:
     """Read a data file; the ending of its name says what it is.
 
-    columns: names, or numbers counted from 0, of the columns of x in the order wanted; by default all that hold numbers.
-    weights: the column that holds the weights of the rows; it is not part of x.
+    columns: names, or numbers counted from 0, of the columns of x in the order wanted; by default all that hold
+    numbers. weights: the column that holds the weights of the rows; it is not part of x.
     Raises `TableError`.
     """
     path = Path(path)

@@ -19,7 +19,7 @@ from jaxem import tables
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A data set: x, float64 [N, D], the names of its columns, and the weights of the rows where it is a table of counts.
+    """A data set: x, float64 [N, D], the names of its columns, and the weights of the rows of a table of counts.
 
     description: one sentence about the rows. source: who measured and published them.
     """
