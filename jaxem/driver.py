@@ -38,6 +38,8 @@ _SMALL_STEP = 2**15
 _FALL_ROUNDINGS = 64
 _STALL_ROUNDINGS = 1
 _STALLS = 3
+# Later parameters are kept when their objective is the highest seen up to its rounding: they are the better ones.
+_KEEP_ROUNDINGS = 4
 
 
 @pytree
@@ -70,11 +72,15 @@ class Run:
 
 @pytree
 class Lane:
-    """A lane in flight: the algorithm's state, the best parameters evaluated so far, and what the rules remember."""
+    """A lane in flight: the algorithm's state, the best parameters evaluated so far, and what the rules remember.
+
+    objective and log_likelihood are those of ``best``; highest is the highest objective seen.
+    """
 
     state: Any
     best: Any
     objective: Array
+    highest: Array
     log_likelihood: Array
     previous_objective: Array
     memory: Any
@@ -107,7 +113,7 @@ def run(
     ``data`` may be raw or prepared, ``model`` calibrated or not. Gradients of the result with respect to ``model`` (a
     prior's strength), ``data`` and ``weights`` are those of the fixed point, by the implicit function theorem: they hold
     at an interior, isolated optimum, to the accuracy that the stopping rule leaves, and are NaN where the lane did not
-    converge. The start has no influence on an isolated optimum: its gradient is 0.
+    converge, so stop by ``ParameterChange(1e-12)``. The start has no influence on an isolated optimum: its gradient is 0.
     """
     return _run(trace_size, (model, data, weights), params, algorithm, control)
 
@@ -249,6 +255,7 @@ def _begin(params: Any, model: Model, data: Any, weights: Any, algorithm, contro
         state=algorithm.init(model, params, data, weights),
         best=params,
         objective=nothing,
+        highest=nothing,
         log_likelihood=nothing,
         previous_objective=nothing,
         memory=control.stopping.start(params, nothing),
@@ -270,11 +277,11 @@ def _advance(lane: Lane, model: Model, data: Any, weights: Any, algorithm: Algor
     size = jnp.maximum(jnp.abs(objective), info.weight) * jnp.finfo(objective.dtype).eps
     gain = objective - lane.previous_objective
     finite = jnp.isfinite(objective)
-    fell = algorithm.monotone & ~first & (objective < lane.objective - _FALL_ROUNDINGS * size)
+    fell = algorithm.monotone & ~first & (objective < lane.highest - _FALL_ROUNDINGS * size)
     progress = Progress(params, objective, lane.previous_objective, info.weight)
     memory, met = control.stopping.check(lane.memory, progress)
     asked = ~first & (lane.step >= control.min_steps)
-    flat = algorithm.monotone & ~first & (gain <= _STALL_ROUNDINGS * size)
+    flat = algorithm.monotone & control.stopping.watches_objective & ~first & (gain <= _STALL_ROUNDINGS * size)
     stalls = jnp.where(flat, lane.stalls + 1, 0)
 
     def choose(*cases: tuple[Array, Status]) -> Array:
@@ -291,12 +298,13 @@ def _advance(lane: Lane, model: Model, data: Any, weights: Any, algorithm: Algor
         (asked & (stalls >= _STALLS), Status.STALLED),
         (lane.step >= control.max_steps, Status.MAX_STEPS),
     )
-    better = finite & (first | (objective >= lane.objective))
+    better = finite & (first | (objective >= lane.highest - _KEEP_ROUNDINGS * size))
     stopped = status != Status.RUNNING
     return Lane(
         state=state,
         best=_where(better, params, lane.best),
         objective=jnp.where(better, objective, lane.objective),
+        highest=jnp.where(finite, jnp.maximum(lane.highest, objective), lane.highest),
         log_likelihood=jnp.where(better, log_likelihood, lane.log_likelihood),
         previous_objective=objective,
         memory=memory,

@@ -37,7 +37,8 @@ def fixed_point_tangent(
         return gmres(matvec, b, tol=tol, restart=min(flat.size, 50), maxiter=20)[0]
 
     solution = jax.lax.custom_linear_solve(residual, pushed, solve, transpose_solve=solve)
-    solution = jnp.where(valid, solution, jnp.nan)
+    # A factor, not a choice: in reverse mode a choice would turn into gradient 0.
+    solution = solution * jnp.where(valid, 1.0, jnp.nan)
     params_dot = unravel(solution)
     _, values_dot = jax.jvp(lambda p, d: step(p, d)[1], (params, problem), (params_dot, problem_dot))
     return params_dot, values_dot

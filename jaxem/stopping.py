@@ -30,6 +30,10 @@ class Progress:
 class Stopping:
     """A rule with a memory: ``start`` gives the memory, ``check`` the next memory and whether the rule is met."""
 
+    #: True where the rule looks at the objective, and so has nothing more to see when gains drown in its rounding.
+    #: Parameters still gain digits then: they are good to the square root of the rounding of the objective.
+    watches_objective: bool = True
+
     def start(self, params: Any, objective: Float[Array, ""]) -> Any:
         """The memory before the first step; rules that need none have an empty one."""
         return ()
@@ -95,9 +99,14 @@ class Aitken(Stopping):
 
 @pytree
 class ParameterChange(Stopping):
-    """Stop when no parameter leaf moves by more than ``tol`` of its size: ‖θ_t − θ_(t−1)‖ ≤ tol · ‖θ_t‖, leaf by leaf."""
+    """Stop when no parameter leaf moves by more than ``tol`` of its size: ‖θ_t − θ_(t−1)‖ ≤ tol · ‖θ_t‖, leaf by leaf.
+
+    The rule for a gradient through the fit, with a tol near the rounding of the parameters (1e-12 in float64).
+    """
 
     tol: float | jax.Array = 1e-4
+
+    watches_objective = False
 
     def __post_init__(self):
         _check_tol(self.tol)
@@ -116,6 +125,8 @@ class ParameterChange(Stopping):
 @pytree
 class Never(Stopping):
     """Run to max_steps."""
+
+    watches_objective = False
 
     def check(self, memory, progress):
         return memory, jnp.zeros((), bool)

@@ -19,28 +19,40 @@ def check_model(model: Any) -> None:
 
 
 def to_device(data: Any) -> Any:
-    """Data as the models take it: arrays on the device, observations in a floating-point type."""
+    """The data as given, on the device; observations (an array, or x of a `Data`) in a floating-point type."""
     if isinstance(data, Prepared):
         raise ValueError("fit takes raw data: it calibrates and prepares them itself")
-    if isinstance(data, (Data, dict, tuple)) or not hasattr(data, "__array__") and not isinstance(data, list):
-        tree = data
-    else:
-        tree = Data(x=data)
-    return jax.tree.map(_array, tree, is_leaf=lambda a: isinstance(a, list))
+    if isinstance(data, Data):
+        rest = {name: _array(getattr(data, name)) for name in data.given() - {"x"}}
+        return Data(x=_floating(data.x), **rest)
+    if isinstance(data, (list, np.ndarray, jax.Array)) or hasattr(data, "__array__"):
+        return _floating(data)
+    return jax.tree.map(_array, data)
+
+
+def observations(data: Any) -> jax.Array | None:
+    """x, where the data are an array or a `Data`."""
+    if isinstance(data, Data):
+        return data.x
+    return data if isinstance(data, jax.Array) else None
 
 
 def _array(leaf: Any) -> jax.Array:
     if not isinstance(leaf, jax.Array):
         leaf = np.asarray(leaf)
-        if leaf.dtype.kind in "OUSM":
+        if leaf.dtype.kind not in "fiub":
             raise ValueError(f"data must be numbers; got an array of dtype {leaf.dtype}")
-    array = jnp.asarray(leaf)
-    return array.astype(float) if jnp.issubdtype(array.dtype, jnp.integer) else array
+    return jnp.asarray(leaf)
+
+
+def _floating(leaf: Any) -> jax.Array:
+    array = _array(leaf)
+    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
 
 
 def check_data(model: Model, data: Any, batch: int = 0) -> int:
     """Shapes, size and finiteness of one data set (``batch`` = 0), or of several of one shape; returns N."""
-    x = data.x if isinstance(data, Data) else None
+    x = observations(data)
     if x is not None and x.ndim < 2 + batch:
         hint = "; for one feature use x[:, None]" if x.ndim == 1 + batch else ""
         wanted = "[data sets, N, D]" if batch else "[N, D]"
@@ -67,8 +79,9 @@ def _first_bad(leaf: jax.Array, name: str) -> str:
     value = np.asarray(leaf)[tuple(where)]
     place = f"row {where[0]}" + (f", column {where[1]}" if len(where) > 1 else "")
     rows = len(np.unique(bad[:, 0]))
+    part = f" ({name.lstrip('.')})" if name else ""
     return (
-        f"the data ({name.lstrip('.')}) hold {value} in {place} ({rows} of {leaf.shape[0]} rows have such values); "
+        f"the data{part} hold {value} in {place} ({rows} of {leaf.shape[0]} rows have such values); "
         "remove these rows or fill them in"
     )
 
@@ -92,7 +105,7 @@ def check_weights(weights: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array
 
 def constant_columns(data: Any) -> list[int]:
     """Columns of x that hold one value only."""
-    x = data.x if isinstance(data, Data) else None
+    x = observations(data)
     if x is None or x.ndim != 2 or x.shape[0] < 2:
         return []
     return [int(i) for i in np.flatnonzero(np.asarray(jnp.max(x, axis=0) == jnp.min(x, axis=0)))]
