@@ -1,12 +1,13 @@
 """jaxem: Expectation-Maximization on accelerators."""
 
-from jaxem import latents, stopping
+from jaxem import datasets, latents, stopping, testing
 from jaxem.algorithms import EM
 from jaxem.driver import Control, Index, Run, race_lanes, run, run_lanes
 from jaxem.families import Diagonal, Full, Gaussian, GaussianParams, Poisson, PoissonParams, Spherical, Tied
 from jaxem.fit import Race, fit, fit_batch
 from jaxem.inference import elbo, icl
 from jaxem.initialize import KMeansPlusPlus, RandomPoints, RandomResponsibilities, Start
+from jaxem.io import load, save
 from jaxem.latents import CategoricalParams
 from jaxem.model import (
     Algorithm,
@@ -30,3 +31,70 @@ from jaxem.stopping import AbsoluteGain, Aitken, Never, ParameterChange, Relativ
 from jaxem.wrappers import Chunked, Frozen, WithPrior
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "AbsoluteGain",
+    "Aitken",
+    "Algorithm",
+    "BatchResult",
+    "CategoricalParams",
+    "Chunked",
+    "Control",
+    "ConvergenceWarning",
+    "Data",
+    "Diagnosis",
+    "Diagonal",
+    "EM",
+    "EStep",
+    "Family",
+    "FitError",
+    "Frozen",
+    "Full",
+    "Gaussian",
+    "GaussianParams",
+    "Index",
+    "Inference",
+    "Info",
+    "KMeansPlusPlus",
+    "Latent",
+    "LatentModel",
+    "LatentParams",
+    "LatentStats",
+    "Mixture",
+    "Model",
+    "Never",
+    "ParameterChange",
+    "Poisson",
+    "PoissonParams",
+    "Race",
+    "RandomPoints",
+    "RandomResponsibilities",
+    "RelativeGain",
+    "Result",
+    "Run",
+    "Selection",
+    "Spherical",
+    "Start",
+    "Starts",
+    "Status",
+    "Stopping",
+    "Tied",
+    "UnsupportedError",
+    "WithPrior",
+    "datasets",
+    "elbo",
+    "fit",
+    "fit_batch",
+    "icl",
+    "latents",
+    "load",
+    "pytree",
+    "race_lanes",
+    "run",
+    "run_lanes",
+    "save",
+    "select",
+    "static",
+    "stopping",
+    "testing",
+]

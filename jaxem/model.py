@@ -44,7 +44,29 @@ def static(default: Any = dataclasses.MISSING) -> Any:
 @dataclass_transform(frozen_default=True, eq_default=False, field_specifiers=(dataclasses.field, static))
 def pytree(cls: type[T]) -> type[T]:
     """Turn a class into a frozen dataclass that JAX knows as a pytree; fields made by `static` are metadata."""
-    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True, eq=False)(cls))
+    cls = dataclasses.dataclass(frozen=True, eq=False)(cls)
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    meta = tuple(f.name for f in fields if f.metadata.get("static", False))
+    data = tuple(f.name for f in fields if f.name not in meta)
+
+    # The class is part of the metadata: jax.tree_util.register_dataclass takes two classes with the same fields for the
+    # same structure (`Diagonal()` for `Spherical()`), and a compiled program of the one could then serve the other.
+    def flatten(value: Any) -> tuple[tuple[Any, ...], Any]:
+        return tuple(getattr(value, name) for name in data), (cls, tuple(getattr(value, name) for name in meta))
+
+    def flatten_with_keys(value: Any) -> tuple[tuple[Any, ...], Any]:
+        children, aux = flatten(value)
+        return tuple((jax.tree_util.GetAttrKey(n), c) for n, c in zip(data, children, strict=True)), aux
+
+    def unflatten(aux: Any, children: Any) -> Any:
+        # Not the constructor: JAX also builds pytrees of placeholders, which a check of arguments would refuse.
+        value = object.__new__(cls)
+        for name, child in (*zip(data, children, strict=True), *zip(meta, aux[1], strict=True)):
+            object.__setattr__(value, name, child)
+        return value
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    return cls
 
 
 class UnsupportedError(TypeError):

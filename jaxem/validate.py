@@ -52,17 +52,16 @@ def _floating(leaf: Any) -> jax.Array:
 
 def check_data(model: Model, data: Any, batch: int = 0) -> int:
     """Shapes, size and finiteness of one data set (``batch`` = 0), or of several of one shape; returns N."""
-    x = observations(data)
-    if x is not None and x.ndim < 2 + batch:
-        hint = "; for one feature use x[:, None]" if x.ndim == 1 + batch else ""
-        wanted = "[data sets, N, D]" if batch else "[N, D]"
-        raise ValueError(f"x needs shape {wanted}; got {x.shape}{hint}")
     sizes = {leaf.shape[: 1 + batch] for leaf in jax.tree.leaves(data)}
     if len(sizes) != 1:
         raise ValueError(f"all parts of the data need the same number of examples; got leading shapes {sorted(sizes)}")
     shape = sizes.pop()
+    x = observations(data)
     if any(size == 0 for size in shape) or (x is not None and x.shape[-1] == 0):
         raise ValueError(f"the data are empty: shape {None if x is None else x.shape}")
+    # Shapes and fields are the model's business: tracing asks it without computing anything.
+    one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[batch:], a.dtype), data)
+    jax.eval_shape(model.calibrate, one)
     if shape[-1] < model.min_examples:
         raise ValueError(f"{model.num_components} components need at least as many rows; got {shape[-1]}")
     if not batch:

@@ -47,8 +47,9 @@ def observations(data: Data) -> jax.Array:
     """``data.x`` as [..., D], or a clear error."""
     x = data.x
     if x is None or x.ndim < 2:
-        shape = None if x is None else x.shape
-        raise ValueError(f"x needs examples as rows and features as columns, [N, D]; got shape {shape}")
+        given = "no x" if x is None else f"shape {x.shape}"
+        hint = "; for one feature use x[:, None]" if x is not None and x.ndim == 1 else ""
+        raise ValueError(f"x needs examples as rows and features as columns, [N, D]; got {given}{hint}")
     return x
 
 
