@@ -25,7 +25,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("suite", nargs="?", choices=SUITES)
     parser.add_argument("--only", default="", metavar="NAMES", help="measures, separated by commas; all by default")
-    parser.add_argument("--repeats", type=int, default=5, help="runs of every contestant; the median counts")
+    parser.add_argument("--repeats", type=int, help="runs of every contestant, 5 by default (quick: 1)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that the benchmark works, nothing else")
     return parser.parse_args(arguments)
 
@@ -38,15 +38,21 @@ def main(arguments: list[str] | None = None) -> int:
     suite = importlib.import_module(f"benchmarks.{options.suite}")
     names = [name for name in options.only.split(",") if name] or list(suite.MEASURES)
     unknown = [name for name in names if name not in suite.MEASURES]
-    if unknown or options.repeats < 1:
-        wrong = f"no measure {', '.join(unknown)}; there are {', '.join(suite.MEASURES)}" if unknown else "--repeats < 1"
+    repeats = options.repeats if options.repeats is not None else 1 if options.quick else 5
+    if unknown or repeats < 1:
+        there_are = f"the measures are {', '.join(suite.MEASURES)}"
+        wrong = f"{', '.join(unknown)} unknown; {there_are}" if unknown else "--repeats is at least 1"
         print(f"benchmarks: {wrong}", file=sys.stderr)
         return 2
 
     rows = []
     for name in names:
         print(f"{options.suite}: {name} ...", file=sys.stderr, flush=True)
-        rows += suite.MEASURES[name](Settings(repeats=options.repeats, quick=options.quick))
+        own = suite.MEASURES[name](Settings(repeats=repeats, quick=options.quick))
+        for row in own if options.quick else ():
+            row.passed = None
+        print("".join(f"  {report.line(row)}\n" for row in own), end="", file=sys.stderr, flush=True)
+        rows += own
     print(report.table(rows))
     if options.quick:
         print("quick: sizes reduced, ratios mean nothing")

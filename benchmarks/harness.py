@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -84,18 +85,33 @@ class MissingError(WorkerError):
     """A contestant is not installed."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Contestant:
+    """A name for the table, the module that holds its operations, and the environment variables it runs with."""
+
+    name: str
+    module: str
+    environment: tuple[tuple[str, str], ...] = ()
+
+
 class Worker:
     """A contestant's process (see `benchmarks.worker`)."""
 
-    def __init__(self, module: str):
-        command = [sys.executable, "-m", "benchmarks.worker", module]
+    def __init__(self, contestant: Contestant):
         self._process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+            [sys.executable, "-m", "benchmarks.worker", contestant.module],
+            cwd=ROOT,
+            env={**os.environ, **dict(contestant.environment)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
         )
 
     def ask(self, **request: Any) -> dict[str, Any]:
         stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None and stdout is not None
+        assert stdin is not None
+        assert stdout is not None
         try:
             stdin.write(json.dumps(request) + "\n")
             stdin.flush()
@@ -117,15 +133,6 @@ class Worker:
         self._process.wait()
         if self._process.stdout:
             self._process.stdout.close()
-
-
-@dataclasses.dataclass(frozen=True)
-class Contestant:
-    """A name for the table, the module that holds its operations, and the most repetitions it gets (0: all)."""
-
-    name: str
-    module: str
-    most_repeats: int = 0
 
 
 @dataclasses.dataclass
@@ -154,7 +161,10 @@ def contest(
     options: Mapping[str, Any],
     repeats: int,
 ) -> dict[str, Outcome]:
-    """All contestants on the same arrays: set up one after another, then repetition by repetition in turn."""
+    """All contestants on the same arrays: set up one after another, then repetition by repetition in turn.
+
+    A contestant whose facts say ``most_repeats`` gets no more than so many; the table shows how many it had.
+    """
     outcomes = {contestant.name: Outcome() for contestant in contestants}
     workers: dict[str, Worker] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -164,7 +174,7 @@ def contest(
             np.save(paths[name], array)
         try:
             for contestant in contestants:
-                workers[contestant.name] = worker = Worker(contestant.module)
+                workers[contestant.name] = worker = Worker(contestant)
                 outcome = outcomes[contestant.name]
                 with _noting(outcome, contestant.name):
                     outcome.facts = worker.ask(
@@ -173,9 +183,9 @@ def contest(
             for i in range(repeats):
                 for contestant in contestants:
                     outcome = outcomes[contestant.name]
-                    if outcome.problem or (contestant.most_repeats and i >= contestant.most_repeats):
+                    if outcome.problem or i >= outcome.facts.get("most_repeats", repeats):
                         continue
-                    time.sleep(_SETTLE_SECONDS)
+                    time.sleep(0 if repeats == 1 else _SETTLE_SECONDS)
                     with _noting(outcome, contestant.name):
                         outcome.answers.append(workers[contestant.name].ask(command="run"))
         finally:

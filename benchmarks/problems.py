@@ -8,10 +8,10 @@ Arrays = dict[str, np.ndarray]
 
 
 def mixture(seed: int, n: int, d: int, k: int, spread: float) -> np.ndarray:
-    """N draws from K Gaussians of random covariance; ``spread`` is the standard deviation of their means."""
+    """N draws from K Gaussians, turned at random, of axes 0.5 to 1.5; ``spread`` is the standard deviation of means."""
     rng = np.random.default_rng(seed)
     means = rng.normal(0, spread, (k, d))
-    mix = rng.normal(0, 1 / np.sqrt(d), (k, d, d)) + np.eye(d)
+    mix = np.linalg.qr(rng.normal(size=(k, d, d)))[0] * rng.uniform(0.5, 1.5, (k, 1, d))
     x = rng.normal(size=(n, d))
     owner = rng.choice(k, n, p=rng.dirichlet(np.full(k, 5.0)))
     for j in range(k):

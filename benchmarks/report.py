@@ -37,6 +37,11 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join([*body, "", *(f"[{i}] {note}" for i, note in enumerate(notes, 1))])
 
 
+def line(row: Row) -> str:
+    """A row by itself, for progress."""
+    return "  ".join(cell for cell in (*_cells(row, ""), *row.notes) if cell)
+
+
 def _marks(own: Sequence[str], notes: list[str]) -> str:
     for note in own:
         if note not in notes:
@@ -65,7 +70,7 @@ def _figure(value: float | None, unit: str) -> str:
         return ""
     if unit == "s" and value < 0.1:
         value, unit = 1e3 * value, "ms"
-    digits = f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    digits = f"{value:.3g}" if abs(value) < 1000 else f"{value:.4f}"
     return digits + (unit if unit in ("x", "%", "") else f" {unit}")
 
 

@@ -7,7 +7,6 @@ import time
 import numpy as np
 import sklearn
 from sklearn.mixture import GaussianMixture
-from threadpoolctl import threadpool_limits
 
 
 def versions():
@@ -23,20 +22,6 @@ def _model(arrays, i, tol, max_iter):
         means_init=arrays["means"][i],
         precisions_init=arrays["precisions"][i],
     )
-
-
-def _choose_threads(work):
-    """The quicker of one BLAS thread and all of them, kept from here on: small problems lose by threads."""
-    seconds = {}
-    for threads in (None, 1):
-        with threadpool_limits(threads):
-            work()
-            begin = time.perf_counter()
-            work()
-            seconds[threads] = time.perf_counter() - begin
-    best = min(seconds, key=seconds.get)
-    threadpool_limits(best)
-    return {"blas_threads": "all" if best is None else best}
 
 
 def iteration(arrays, options):
@@ -61,27 +46,27 @@ def iteration(arrays, options):
 def starts(arrays, options):
     """Every start to convergence, one fit after another."""
     x, count = arrays["x"], len(arrays["means"])
-    facts = _choose_threads(lambda: _model(arrays, 0, options["tol"], options["max_steps"]).fit(x))
+    _model(arrays, 0, options["tol"], options["max_steps"]).fit(x)
 
     def run():
         begin = time.perf_counter()
         models = [_model(arrays, i, options["tol"], options["max_steps"]).fit(x) for i in range(count)]
         return _answer(models, time.perf_counter() - begin)
 
-    return facts, run
+    return {}, run
 
 
 def batch(arrays, options):
     """Every data set from its start to convergence, one fit after another."""
     x = arrays["x"]
-    facts = _choose_threads(lambda: _model(arrays, 0, options["tol"], options["max_steps"]).fit(x[0]))
+    _model(arrays, 0, options["tol"], options["max_steps"]).fit(x[0])
 
     def run():
         begin = time.perf_counter()
         models = [_model(arrays, i, options["tol"], options["max_steps"]).fit(x[i]) for i in range(len(x))]
         return _answer(models, time.perf_counter() - begin)
 
-    return facts, run
+    return {}, run
 
 
 def _answer(models, seconds):
