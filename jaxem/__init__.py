@@ -2,12 +2,13 @@
 
 from jaxem import datasets, latents, stopping, testing
 from jaxem.algorithms import EM
-from jaxem.driver import Control, Index, Run, race_lanes, run, run_lanes
+from jaxem.driver import Run, race_lanes, run, run_lanes
 from jaxem.families import Diagonal, Full, Gaussian, GaussianParams, Poisson, PoissonParams, Spherical, Tied
 from jaxem.fit import Race, fit, fit_batch
 from jaxem.inference import elbo, icl
 from jaxem.initialize import KMeansPlusPlus, RandomPoints, RandomResponsibilities, Start
 from jaxem.io import load, save
+from jaxem.lane import Control
 from jaxem.latents import CategoricalParams
 from jaxem.model import (
     Algorithm,
@@ -26,6 +27,7 @@ from jaxem.model import (
 from jaxem.models import LatentModel, LatentParams, LatentStats, Mixture
 from jaxem.result import BatchResult, ConvergenceWarning, FitError, Result, Starts
 from jaxem.select import Selection, select
+from jaxem.slots import Index
 from jaxem.status import Status
 from jaxem.stopping import AbsoluteGain, Aitken, Never, ParameterChange, RelativeGain, Stopping
 from jaxem.wrappers import Chunked, Frozen, WithPrior
@@ -33,6 +35,7 @@ from jaxem.wrappers import Chunked, Frozen, WithPrior
 __version__ = "0.1.0"
 
 __all__ = [
+    "EM",
     "AbsoluteGain",
     "Aitken",
     "Algorithm",
@@ -44,7 +47,6 @@ __all__ = [
     "Data",
     "Diagnosis",
     "Diagonal",
-    "EM",
     "EStep",
     "Family",
     "FitError",

@@ -1,8 +1,8 @@
 """Sums over blocks of examples, with a compensated carry between the blocks.
 
-A float32 matrix product over 30 million rows loses counts (it stops at 16 777 216); the same product over blocks of some
-thousand rows, carried with Neumaier's compensation, is right to the last digit, needs no second floating-point type, and
-keeps each block's temporaries in the cache.
+A float32 matrix product over 30 million rows loses counts (it stops at 16 777 216). The same product over blocks of
+some thousand rows, carried with Neumaier's compensation, is right to the last digit, needs no second floating-point
+type, and keeps each block's temporaries in the cache.
 """
 
 from __future__ import annotations

@@ -12,10 +12,12 @@ import numpy as np
 
 from jaxem import validate
 from jaxem.algorithms.em import EM
-from jaxem.driver import Control, Index, Run, race_lanes, rankable, run_lanes
+from jaxem.driver import Run, race_lanes, rankable, run_lanes
 from jaxem.initialize import KMeansPlusPlus, Start
+from jaxem.lane import Control
 from jaxem.model import Algorithm, Diagnosis, Model, UnsupportedError, num_examples, pytree, static
 from jaxem.result import BatchResult, ConvergenceWarning, FitError, Result, Starts
+from jaxem.slots import Index
 from jaxem.status import Status
 from jaxem.stopping import RelativeGain, Stopping
 
@@ -32,7 +34,7 @@ class Race:
     """Start racing (emEM): every start runs for ``steps``, then only the best ``keep`` of each data set go on."""
 
     steps: int | jax.Array = 10
-    keep: int = static(8)
+    keep: int = static(default=8)
 
     def __post_init__(self):
         validate.check_count("keep", self.keep, 1)
@@ -108,7 +110,7 @@ def _fit_program(start, algorithm, control, race, model, data, weights, key, giv
 
 
 def _run_or_race(race, model, params, data, weights, index, algorithm, control, trace_size, num_groups) -> Run:
-    common = dict(index=index, algorithm=algorithm, control=control, trace_size=trace_size)
+    common = {"index": index, "algorithm": algorithm, "control": control, "trace_size": trace_size}
     per_group = jax.tree.leaves(params)[0].shape[0] // num_groups
     if race is None or race.keep >= per_group:
         return run_lanes(model, params, data, weights, **common)
@@ -247,7 +249,7 @@ def _given_starts(model: Model, data: Any, params: Any, starts: Any, num_starts:
     return None
 
 
-def _starts(run: Run) -> Starts:
+def _starts(run: Any) -> Starts:
     return Starts(run.params, run.objective, run.log_likelihood, run.steps, run.status, run.trace)
 
 
@@ -258,7 +260,7 @@ def _count(model: Model, params: Any) -> int | None:
         return None
 
 
-def make_result(model: Model, run: Run, diagnosis: Diagnosis, best: int, n: int, weight: float) -> Result:
+def make_result(model: Model, run: Any, diagnosis: Diagnosis, best: int, n: int, weight: float) -> Result:
     """A `Result` from the lanes of one data set, on the host."""
     params = jax.tree.map(lambda a: a[best], run.params)
     return Result(

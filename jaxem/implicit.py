@@ -28,7 +28,7 @@ def fixed_point_tangent(
         return ravel_pytree(step(params, problem)[0])[0]
 
     _, pushed = jax.jvp(map_of_problem, (problem,), (problem_dot,))
-    tol = 100 * jnp.finfo(flat.dtype).eps
+    tol = 100 * float(jnp.finfo(flat.dtype).eps)
 
     def residual(v: jax.Array) -> jax.Array:
         return v - jax.jvp(map_of_params, (flat,), (v,))[1]

@@ -37,7 +37,9 @@ def elbo(
     """
     if not model.latent.independent:
         name = type(model.latent).__name__
-        raise UnsupportedError(f"q of shape [N, K] does not describe a distribution over the dependent values of {name}")
+        raise UnsupportedError(
+            f"q of shape [N, K] does not describe a distribution over the dependent values of {name}"
+        )
     expected = model.q(params, model.complete_statistics(q, data, weights))
     entropy = jnp.sum(entr(q), axis=-1)
     return expected + jnp.sum(entropy if weights is None else entropy * weights)

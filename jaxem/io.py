@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxem.model import Model
@@ -160,8 +161,8 @@ def _encode(value: Any, name: str, arrays: dict[str, np.ndarray], strict: bool) 
         return {"class": _class_name(type(value)), "fields": fields} if known else {"dict": fields}
     if strict and isinstance(value, Model):
         raise _ForeignError(type(value).__name__)
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return {"dict": {key: inside(part, key) for key, part in value._asdict().items()}}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return {"dict": {key: inside(part, key) for key, part in zip(value._fields, value, strict=True)}}
     if isinstance(value, (tuple, list)):
         return {"tuple" if isinstance(value, tuple) else "list": [inside(part, i) for i, part in enumerate(value)]}
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
@@ -170,7 +171,7 @@ def _encode(value: Any, name: str, arrays: dict[str, np.ndarray], strict: bool) 
 
 
 def _plain(value: Any, name: str) -> np.ndarray:
-    if isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended):
+    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.extended):
         raise ValueError(f"cannot save {name}: an array of {value.dtype} (jax.random.key_data turns keys into numbers)")
     array = np.asarray(value)
     if array.dtype.kind not in "biufc":

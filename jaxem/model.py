@@ -113,11 +113,11 @@ def as_data(data: Any) -> Data | Prepared:
 
 def num_examples(data: PyTree) -> int:
     """The length of the leading axis, which every leaf of the data shares."""
-    sizes = {leaf.shape[0] if leaf.ndim else None for leaf in jax.tree.leaves(data)}
-    if len(sizes) != 1 or None in sizes:
+    sizes: set[int] = {leaf.shape[0] if leaf.ndim else -1 for leaf in jax.tree.leaves(data)}
+    if len(sizes) != 1 or -1 in sizes:
         shapes = [leaf.shape for leaf in jax.tree.leaves(data)]
         raise ValueError(f"every leaf of the data needs the examples as its leading axis; got shapes {shapes}")
-    return sizes.pop()
+    return next(iter(sizes))
 
 
 @pytree

@@ -57,8 +57,8 @@ class Result:
     num_examples: int = static()
     weight: float = static()
     num_free_parameters: int | None = static()
-    degenerate: tuple[int, ...] = static(())
-    empty: tuple[int, ...] = static(())
+    degenerate: tuple[int, ...] = static(default=())
+    empty: tuple[int, ...] = static(default=())
 
     @property
     def status(self) -> Status:
@@ -156,8 +156,10 @@ def describe(model: Model) -> str:
     if latent is None or family is None:
         return type(model).__name__
     structure = getattr(family, "covariance", None)
-    inside = f"({type(structure).__name__})" if structure is not None else ""
-    return f"{type(latent).__name__} x {type(family).__name__}{inside}, {model.num_components} components"
+    covariance = f", {type(structure).__name__.lower()} covariance" if structure is not None else ""
+    kind = "mixture" if type(latent).__name__ == "Categorical" else type(latent).__name__
+    plural = "s" if model.num_components != 1 else ""
+    return f"{type(family).__name__} {kind}, {model.num_components} component{plural}{covariance}"
 
 
 @pytree

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -13,12 +14,13 @@ import numpy as np
 
 from jaxem import validate
 from jaxem.algorithms.em import EM
-from jaxem.driver import Index, rankable, run_lanes
+from jaxem.driver import rankable, run_lanes
 from jaxem.fit import _check_on_failure, _control, _float_dtype, fit, make_result, report
 from jaxem.inference import icl
 from jaxem.initialize import KMeansPlusPlus, Start
 from jaxem.model import Diagnosis, Model, num_examples, pytree, static
 from jaxem.result import Result, describe
+from jaxem.slots import Index
 from jaxem.stopping import Stopping
 
 if TYPE_CHECKING:
@@ -82,8 +84,8 @@ def select(
     for model in models:
         validate.check_model(model)
     _check_on_failure(on_failure)
-    common = dict(num_starts=num_starts, weights=weights, start=start, trace_size=trace_size)
-    common |= dict(tol=tol, max_steps=max_steps, min_steps=min_steps, stopping=stopping)
+    common: dict[str, Any] = {"num_starts": num_starts, "weights": weights, "start": start, "trace_size": trace_size}
+    common |= {"tol": tol, "max_steps": max_steps, "min_steps": min_steps, "stopping": stopping}
     if _one_program(models):
         results = _sweep(models, data, key=key, on_failure=on_failure, **common)
     else:
@@ -116,7 +118,9 @@ def _one_program(models: list[Model]) -> bool:
     return all(same(model) for model in models)
 
 
-def _sweep(models, data, *, key, num_starts, weights, start, trace_size, tol, max_steps, min_steps, stopping, on_failure):
+def _sweep(
+    models, data, *, key, num_starts, weights, start, trace_size, tol, max_steps, min_steps, stopping, on_failure
+):
     control = _control(tol, stopping, max_steps, min_steps)
     largest = max(models, key=lambda m: m.num_components)
     data = validate.to_device(data)
@@ -139,10 +143,7 @@ def _sweep(models, data, *, key, num_starts, weights, start, trace_size, tol, ma
     results = []
     for i, model in enumerate(models):
         k = model.num_components
-        own = jax.tree.map(lambda a: a[i], run)
-        keep = np.arange(k)
-        trimmed = jax.vmap(lambda p: fitted.take_components(p, keep))(own.params)
-        own = type(own)(jax.device_get(trimmed), *(getattr(own, f) for f in _OTHERS))
+        own = dataclasses.replace(_slice(run, i), params=_trim(fitted, _slice(run.params, i), k))
         marks = Diagnosis(diagnosis.degenerate[i][:, :k], diagnosis.empty[i][:, :k])
         result = make_result(fitted.with_components(k), own, marks, int(best[i]), n, float(weight))
         report(result, data, on_failure)
@@ -150,7 +151,15 @@ def _sweep(models, data, *, key, num_starts, weights, start, trace_size, tol, ma
     return results
 
 
-_OTHERS = ("objective", "log_likelihood", "steps", "status", "trace")
+def _slice(tree: Any, i: int) -> Any:
+    return jax.tree.map(lambda a: a[i], tree)
+
+
+def _trim(model: Model, params: Any, k: int) -> Any:
+    """The first k components of every start. On the host, start by start: nothing to compile for each k."""
+    starts = range(jax.tree.leaves(params)[0].shape[0])
+    trimmed = [model.take_components(_slice(params, s), np.arange(k)) for s in starts]
+    return jax.tree.map(lambda *a: np.stack(a), *trimmed)
 
 
 @functools.partial(jax.jit, static_argnames=("num_starts", "trace_size"))

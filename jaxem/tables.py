@@ -50,9 +50,8 @@ def read(
     Raises `TableError`.
     """
     path = Path(path)
-    reader = _READERS.get(path.suffix.lower())
-    _check_file(path, reader)
-    source = reader(path)
+    _check_file(path, _READERS.get(path.suffix.lower()))
+    source = _READERS[path.suffix.lower()](path)
     return _table(path, source, columns, weights)
 
 
@@ -98,7 +97,7 @@ def _table(path: Path, source: _Source, columns: Sequence[str | int] | None, wei
         _check_wanted(path, source.names, wanted, weight)
     asked = [columns is not None] * len(wanted)
     loaded = source.load(wanted + ([] if weight is None else [weight]), asked + ([] if weight is None else [True]))
-    weights_column = None if weight is None else loaded.pop()
+    weights_column = None if weight is None else np.asarray(loaded.pop())
     kept, left_out = [], []
     for i, values in zip(wanted, loaded, strict=True):
         if columns is None and not isinstance(values, str) and _is_row_index(source.names[i], values):
@@ -118,10 +117,11 @@ def _table(path: Path, source: _Source, columns: Sequence[str | int] | None, wei
 
 def _find(path: Path, names: list[str], column: str | int) -> int:
     """The place of a column given by name, or by number where no column has such a name."""
-    if names.count(column) == 1:
-        return names.index(column)
-    if names.count(column) > 1:
-        raise TableError(f"{path} has {names.count(column)} columns named {column!r}; say which by number, from 0")
+    same = [place for place, name in enumerate(names) if name == column]
+    if len(same) == 1:
+        return same[0]
+    if same:
+        raise TableError(f"{path} has {len(same)} columns named {column!r}; say which by number, from 0")
     number = int(column) if isinstance(column, int) or column.isdecimal() else None
     if number is not None and 0 <= number < len(names):
         return number

@@ -15,10 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxem.driver import Control, Index, run, run_lanes
+from jaxem.driver import run, run_lanes
 from jaxem.inference import elbo
-from jaxem.model import Family, Model, UnsupportedError, as_data, num_examples, pytree, static
+from jaxem.lane import Control
+from jaxem.model import Data, Family, Model, UnsupportedError, as_data, num_examples, pytree, static
 from jaxem.models.latent_model import LatentModel
+from jaxem.slots import Index
 from jaxem.status import Status
 from jaxem.stopping import Never, RelativeGain
 from jaxem.wrappers.base import Wrapper
@@ -73,7 +75,13 @@ def _additivity(case: Case) -> None:
     shapes = [leaf.shape for leaf in jax.tree.leaves(whole)]
     if shapes != [leaf.shape for leaf in jax.tree.leaves(first)]:
         raise AssertionError(f"law additivity: the E-step has leaves that depend on the number of examples: {shapes}")
-    _close("additivity", first + case.e_step(case.part(slice(cut, None))), whole, case.rtol, "E-step of the parts against that of the whole")
+    _close(
+        "additivity",
+        first + case.e_step(case.part(slice(cut, None))),
+        whole,
+        case.rtol,
+        "E-step of the parts against that of the whole",
+    )
 
 
 def _weights(case: Case) -> None:
@@ -141,7 +149,9 @@ def _held_leaves(model: Model) -> set[str]:
 
 def _monotone(case: Case) -> None:
     control = Control(Never(), max_steps=30)
-    trace = np.asarray(jax.jit(lambda p: run(case.model, p, case.data, control=control, trace_size=31))(case.params).trace)
+    trace = np.asarray(
+        jax.jit(lambda p: run(case.model, p, case.data, control=control, trace_size=31))(case.params).trace
+    )
     trace = trace[~np.isnan(trace)]
     if len(trace) < 2:
         raise AssertionError(f"law monotone: no objective after the first step (trace {trace})")
@@ -231,7 +241,9 @@ def _retrace(case: Case) -> None:
     fitted(model, case.params, case.data, Control(RelativeGain(1e-5), max_steps=7, min_steps=2))
     fitted(doubled, case.params, case.data, Control(RelativeGain(1e-5), max_steps=7, min_steps=2))
     if len(count) != traced:
-        raise AssertionError(f"law retrace: new values of tol, max_steps or hyper-parameters trace again ({len(count)})")
+        raise AssertionError(
+            f"law retrace: new values of tol, max_steps or hyper-parameters trace again ({len(count)})"
+        )
 
 
 def _order(case: Case) -> None:
@@ -283,7 +295,9 @@ def _sample(case: Case) -> None:
         z = jnp.max(jnp.abs(mean) / (spread / np.sqrt(leaf.shape[0]) + 1e-12))
         if not float(z) <= 6:
             name = jax.tree_util.keystr(path)
-            raise AssertionError(f"law sample: scores of the model's own draws are {float(z):.1f} errors from 0 in {name}")
+            raise AssertionError(
+                f"law sample: scores of the model's own draws are {float(z):.1f} errors from 0 in {name}"
+            )
 
 
 def _coordinates(case: Case) -> None:
@@ -368,7 +382,7 @@ def check_family(family: Family, data: Any, *, key: jax.Array, num_components: i
     Raises AssertionError naming the law.
     """
     with jax.enable_x64(True):
-        raw = as_data(jnp.asarray(data, float) if hasattr(data, "shape") else data)
+        raw = data if isinstance(data, Data) else Data(x=jnp.asarray(data, float))
         family = family.calibrate(raw, None)
         statistics = family.statistics(raw)
         n, k = num_examples(raw), num_components

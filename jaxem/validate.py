@@ -144,5 +144,3 @@ def check_params(model: Model, params: Any, data: Any, lead: tuple[int, ...] = (
 def _describe(tree: Any) -> str:
     parts = [f"{jax.tree_util.keystr(path)}" for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
     return "(" + ", ".join(parts) + ")"
-
-

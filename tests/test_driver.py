@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import jaxem
-from jaxem.driver import _slot_sizes, rankable
+from jaxem.driver import rankable
+from jaxem.slots import _slot_sizes
 from jaxem.stopping import Progress
 
 RNG = np.random.default_rng(0)
@@ -66,7 +67,8 @@ class TestRun:
         model, data = prepared()
         start = lane(starts(model, X, 1), 0)
         long, short = (
-            jaxem.run(model, start, data, control=jaxem.Control(jaxem.Never(), max_steps=8), trace_size=n) for n in (9, 4)
+            jaxem.run(model, start, data, control=jaxem.Control(jaxem.Never(), max_steps=8), trace_size=n)
+            for n in (9, 4)
         )
         np.testing.assert_allclose(long.trace[:4], short.trace, rtol=1e-6)
         assert int(short.steps) == 8
@@ -77,7 +79,7 @@ class TestLanes:
 
     @pytest.mark.parametrize("slots", [1, 3, 7, 20])
     def test_any_number_of_slots(self, slots, monkeypatch):
-        monkeypatch.setattr("jaxem.driver._SMALL_STEP", 1)  # gather down to one slot, however small the data
+        monkeypatch.setattr("jaxem.slots._SMALL_STEP", 1)  # gather down to one slot, however small the data
         with jax.enable_x64(True):
             model, data = prepared()
             params = starts(model, X, 20)
@@ -94,9 +96,13 @@ class TestLanes:
         with jax.enable_x64(True):
             sets = np.stack([X, 10 * X + 5, X[::-1] - 100, 0.01 * X])
             weights = RNG.integers(0, 3, sets.shape[:2]).astype(float)
-            models, data = jax.vmap(lambda x, w: ((m := MODEL.calibrate(x, w)), m.prepare(x)))(sets, jnp.asarray(weights))
+            models, data = jax.vmap(lambda x, w: ((m := MODEL.calibrate(x, w)), m.prepare(x)))(
+                sets, jnp.asarray(weights)
+            )
             index = jnp.array([0, 1, 1, 2, 3, 3])
-            params = [MODEL.calibrate(sets[d]).init(jax.random.key(i), jnp.asarray(sets[d])) for i, d in enumerate(index)]
+            params = [
+                MODEL.calibrate(sets[d]).init(jax.random.key(i), jnp.asarray(sets[d])) for i, d in enumerate(index)
+            ]
             stacked = jax.tree.map(lambda *a: jnp.stack(a), *params)
             control = jaxem.Control(jaxem.RelativeGain(1e-7))
             got = jaxem.run_lanes(

@@ -48,9 +48,7 @@ class TestResult:
         far[:4] -= 60 * 1e-3
         starts = jaxem.Starts(**{**vars(result.starts), "objective": far})
         best = int(np.argmax(far))
-        moved = jaxem.Result(
-            result.model, result.params, starts, best, 60, 60.0, result.num_free_parameters
-        )
+        moved = jaxem.Result(result.model, result.params, starts, best, 60, 60.0, result.num_free_parameters)
         assert moved.share_at_best(1e-4) == pytest.approx(np.mean(far >= far[best] - 60 * 1e-4))
         assert moved.share_at_best(1.0) == 1.0
 
@@ -58,7 +56,15 @@ class TestResult:
         text = str(result)
         assert len(text.splitlines()) <= 8
         assert all(len(line) <= 110 for line in text.splitlines())
-        for part in ("Gaussian(Diagonal)", "60 rows", "log-likelihood", "BIC", "8 starts", "converged", "median steps"):
+        for part in (
+            "Gaussian mixture, 3 components, diagonal covariance",
+            "60 rows",
+            "log-likelihood",
+            "BIC",
+            "8 starts",
+            "converged",
+            "median steps",
+        ):
             assert part in text
 
     def test_it_is_a_pytree(self, result):
@@ -175,7 +181,9 @@ class TestStarts:
         """Far groups get a centre each far more often than random points give them one."""
 
         def hits(strategy):
-            run = jax.jit(lambda k: strategy.responsibilities(k, jnp.asarray(X, jnp.float32), jnp.ones(60), jnp.ones(3, bool)))
+            run = jax.jit(
+                lambda k: strategy.responsibilities(k, jnp.asarray(X, jnp.float32), jnp.ones(60), jnp.ones(3, bool))
+            )
             labels = [np.argmax(run(key(s)), axis=1) for s in range(60)]
             return np.mean([len({int(g[0]), int(g[20]), int(g[40])}) == 3 for g in labels])
 
@@ -234,9 +242,7 @@ class TestWrappers:
 
     def test_prior_pulls_and_its_strength_is_differentiable(self, float64):
         plain = jaxem.fit(MODEL, X, key=key(), num_starts=4, tol=1e-10)
-        weak, strong = (
-            jaxem.fit(jaxem.WithPrior(MODEL, s), X, params=plain.params, tol=1e-10) for s in (1e-9, 50.0)
-        )
+        weak, strong = (jaxem.fit(jaxem.WithPrior(MODEL, s), X, params=plain.params, tol=1e-10) for s in (1e-9, 50.0))
         np.testing.assert_allclose(weak.params.likelihood.mean, plain.params.likelihood.mean, rtol=1e-5)
         spread = [np.ptp(np.asarray(r.params.likelihood.mean), axis=0).sum() for r in (weak, strong)]
         assert spread[1] < 0.9 * spread[0]
@@ -305,11 +311,13 @@ class TestOwnModel:
 
     def test_what_it_lacks_is_named(self):
         x = np.array([1.0, 2.0, 3.0], np.float32)
-        with pytest.raises(jaxem.UnsupportedError, match=r"Exponential does not define init.*given starting parameters"):
+        with pytest.raises(
+            jaxem.UnsupportedError, match=r"Exponential does not define init.*given starting parameters"
+        ):
             jaxem.fit(self.Exponential(), x, key=key())
         result = jaxem.fit(self.Exponential(), x, params=jnp.float32(3.0))
         with pytest.raises(TypeError, match="to_free"):
-            result.bic
+            _ = result.bic
 
 
 def test_structures_of_equal_fields_are_different_programs():

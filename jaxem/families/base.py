@@ -17,7 +17,7 @@ from jaxem.linalg import dot
 from jaxem.model import Data, Family, unsupported
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float
+    from jaxtyping import Array, Float
 
 
 class ExponentialFamily(Family):

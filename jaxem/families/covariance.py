@@ -16,7 +16,7 @@ from jaxem.linalg import add_to_diagonal, cholesky, diagonal, dot, inverse_lower
 from jaxem.model import pytree
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float
+    from jaxtyping import Array, Float
 
 
 def _outer_columns(y: Float[Array, "*N D"]) -> Float[Array, "*N Q"]:

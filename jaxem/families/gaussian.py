@@ -136,15 +136,15 @@ class Gaussian(ExponentialFamily):
         return GaussianParams(free.mean, self.covariance.from_free(free.covariance, free.mean.shape[1]))
 
     def _standardize(self, x: Array) -> Array:
-        return x if self.center is None else (x - self.center) / self.scale
+        return x if self.center is None or self.scale is None else (x - self.center) / self.scale
 
     def _standardized(self, params: GaussianParams) -> tuple[Array, Array]:
-        if self.center is None:
+        if self.center is None or self.scale is None:
             return params.mean, params.covariance
         return (params.mean - self.center) / self.scale, self.covariance.rescale(params.covariance, 1 / self.scale)
 
     def _in_units(self, mean: Array, covariance: Array) -> GaussianParams:
-        if self.center is None:
+        if self.center is None or self.scale is None:
             return GaussianParams(mean, covariance)
         return GaussianParams(mean * self.scale + self.center, self.covariance.rescale(covariance, self.scale))
 

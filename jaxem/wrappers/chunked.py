@@ -27,7 +27,7 @@ class Chunked(Wrapper):
     """
 
     model: Model
-    block_size: int | None = static(None)
+    block_size: int | None = static(default=None)
 
     def __post_init__(self):
         if self.block_size is not None and self.block_size < 1:

@@ -42,35 +42,31 @@ class _Frozen(Wrapper):
 
     def num_free_parameters(self, params) -> int:
         free = self.model.num_free_parameters(params)
-        shapes = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(self._free(params))}
+        free_shapes = jax.eval_shape(self.model.to_free, params)
+        shapes = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(free_shapes)}
         for name, value in self.leaves:
-            size = shapes[name].size
-            if value is True:
+            size, held = shapes[name].size, np.asarray(value)
+            if held.ndim == 0:
                 free -= size
             elif shapes[name].shape[:1] == (self.num_components,):
-                free -= sum(value) * size // self.num_components
+                free -= int(held.sum()) * size // self.num_components
             else:  # K − 1 coordinates of K weights that sum to 1: one is determined as long as any is free
-                free -= min(sum(value), size)
+                free -= min(int(held.sum()), size)
         return free
-
-    def _free(self, params: Any) -> Any:
-        return jax.eval_shape(self.model.to_free, params)
 
 
 def _name(path: Any) -> str:
     return str(getattr(path[-1], "name", path[-1]))
 
 
-def Frozen(
-    model: Model, leaves: Iterable[str] | Mapping[str, Any], values: Mapping[str, Any] | None = None
-) -> Model:
+def Frozen(model: Model, leaves: Iterable[str] | Mapping[str, Any], values: Mapping[str, Any] | None = None) -> Model:
     """The model with parameters held at given values, or at those they start from.
 
     leaves: names of parameter leaves (``["mean"]``), or a mapping from names to True or to one bool per component
     (``{"mean": [True, False]}``). The M-step maximizes over the rest given the frozen ones (a covariance about a frozen
-    mean is not the covariance about the estimated one). values: name → array, shaped like the leaf, put into every start;
-    without it the values are those of the start (see ``fit(..., params=...)``). Raises ValueError, when the model is built, for anything the
-    M-step of the model cannot honour; nothing is ever ignored.
+    mean is not the covariance about the estimated one). values: name → array, shaped like the leaf, put into every
+    start; without it the values are those of the start (see ``fit(..., params=...)``).
+    Raises ValueError, when the model is built, for anything the M-step cannot honor; nothing is ever ignored.
     """
     if isinstance(leaves, str):
         raise ValueError(f"frozen leaves are a list of names or a mapping; got the string {leaves!r}")

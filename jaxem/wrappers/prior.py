@@ -49,5 +49,7 @@ class WithPrior(Wrapper):
 
     def _statistics(self) -> Any:
         if self.statistics is None:
-            raise ValueError("the prior of WithPrior comes from the data: call model.calibrate(data) first, as fit does")
+            raise ValueError(
+                "the prior of WithPrior comes from the data: call model.calibrate(data) first, as fit does"
+            )
         return self.statistics
