@@ -36,9 +36,10 @@ def fixed_point_tangent(
     def solve(matvec: Callable[[jax.Array], jax.Array], b: jax.Array) -> jax.Array:
         return gmres(matvec, b, tol=tol, restart=min(flat.size, 50), maxiter=20)[0]
 
-    solution = jax.lax.custom_linear_solve(residual, pushed, solve, transpose_solve=solve)
-    # A factor, not a choice: in reverse mode a choice would turn into gradient 0.
-    solution = solution * jnp.where(valid, 1.0, jnp.nan)
+    # Factors, not a choice, which reverse mode would turn into gradient 0; on both sides of the solver, which turns a NaN
+    # into 0 itself.
+    poison = jnp.where(valid, jnp.ones((), flat.dtype), jnp.nan)
+    solution = poison * jax.lax.custom_linear_solve(residual, poison * pushed, solve, transpose_solve=solve)
     params_dot = unravel(solution)
     _, values_dot = jax.jvp(lambda p, d: step(p, d)[1], (params, problem), (params_dot, problem_dot))
     return params_dot, values_dot

@@ -288,9 +288,9 @@ class TestCompilation:
         """tol, max_steps, min_steps, a prior's strength, data and keys: values, not programs."""
         compiled = []
 
-        def listen(event, duration, **_):
+        def listen(event, duration, fun_name="?", **_):
             if event.endswith("backend_compile_duration"):
-                compiled.append(event)
+                compiled.append(fun_name)
 
         model = jaxem.WithPrior(MODEL, 1.0)
         jaxem.fit(model, X, key=jax.random.key(0), num_starts=2, tol=1e-3, max_steps=10, weights=np.ones(len(X)))
