@@ -618,7 +618,7 @@ def _summary(args: argparse.Namespace, data: Input, fitted: Fitted) -> dict[str,
     from jaxem.result import describe
 
     best, status = fitted.best, fitted.best.status
-    settings = {name: value for name, value in vars(args).items() if name != "run"}
+    settings = {name: value for name, value in vars(args).items() if name not in ("run", "version")}
     summary = {
         "jaxem": jaxem.__version__,
         "jax": jax.__version__,

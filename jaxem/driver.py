@@ -158,7 +158,7 @@ def race_lanes(
     size = rank.shape[1]
     _, best = jax.lax.top_k(rank, keep)
     chosen = (best + size * jnp.arange(num_groups)[:, None]).reshape(-1)
-    paused = (lanes.status == Status.MAX_STEPS) & (lanes.step < control.max_steps)
+    paused = (lanes.status == Status.MAX_STEPS) & (lanes.step <= control.max_steps)
     ahead = jnp.zeros(lanes.status.shape, bool).at[chosen].set(True)
     status = jnp.where(paused, jnp.where(ahead, Status.RUNNING, Status.OUTRACED), lanes.status)
     lanes = dataclasses.replace(lanes, status=status)

@@ -81,7 +81,7 @@ def fit(
     data = validate.to_device(data)
     n = validate.check_data(model, data)
     dtype = _float_dtype(data)
-    weights = validate.check_weights(weights, (n,), dtype)
+    weights = validate.check_weights(weights, (n,), dtype, model.min_examples)
     num_starts = validate.check_count("num_starts", num_starts, 1)
     trace_size = validate.check_count("trace_size", trace_size, 0)
     given = _given_starts(model, data, params, starts, num_starts)
@@ -150,7 +150,7 @@ def fit_batch(
     data = validate.to_device(data)
     n = validate.check_data(model, data, batch=1)
     sets = jax.tree.leaves(data)[0].shape[0]
-    weights = validate.check_weights(weights, (sets, n), _float_dtype(data))
+    weights = validate.check_weights(weights, (sets, n), _float_dtype(data), model.min_examples)
     num_starts = validate.check_count("num_starts", num_starts, 1)
     if starts is not None:
         one = jax.tree.map(lambda a: a[0], data)
@@ -263,6 +263,7 @@ def _count(model: Model, params: Any) -> int | None:
 def make_result(model: Model, run: Any, diagnosis: Diagnosis, best: int, n: int, weight: float) -> Result:
     """A `Result` from the lanes of one data set, on the host."""
     params = jax.tree.map(lambda a: a[best], run.params)
+    fitted = Status(int(run.status[best])).usable  # components of what was never fitted are neither
     return Result(
         model,
         params,
@@ -271,8 +272,8 @@ def make_result(model: Model, run: Any, diagnosis: Diagnosis, best: int, n: int,
         num_examples=n,
         weight=weight,
         num_free_parameters=_count(model, params),
-        degenerate=tuple(np.flatnonzero(diagnosis.degenerate[best]).tolist()),
-        empty=tuple(np.flatnonzero(diagnosis.empty[best]).tolist()),
+        degenerate=tuple(np.flatnonzero(diagnosis.degenerate[best] & fitted).tolist()),
+        empty=tuple(np.flatnonzero(diagnosis.empty[best] & fitted).tolist()),
     )
 
 

@@ -162,7 +162,7 @@ def _encode(value: Any, name: str, arrays: dict[str, np.ndarray], strict: bool) 
     if strict and isinstance(value, Model):
         raise _ForeignError(type(value).__name__)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return {"dict": {key: inside(part, key) for key, part in zip(getattr(value, "_fields"), value, strict=True)}}
+        return {"dict": {key: inside(part, key) for key, part in zip(value._fields, value, strict=True)}}
     if isinstance(value, (tuple, list)):
         return {"tuple" if isinstance(value, tuple) else "list": [inside(part, i) for i, part in enumerate(value)]}
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):

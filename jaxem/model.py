@@ -291,6 +291,8 @@ class Latent:
     freezable_by_component: frozenset[str] = frozenset()
     #: True when a value of z of probability 0 keeps it (see `Model.sweepable`).
     sweepable: bool = False
+    #: Fewer examples (rows of the potentials, or sequences) of positive weight than this cannot be fitted.
+    min_examples: int = 1
     #: True when the z of different examples (rows of the potentials) are independent given x.
     independent: bool = False
     num_components: int

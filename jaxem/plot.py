@@ -128,6 +128,11 @@ def _number(value: float) -> str:
     return f"{value:.3f}".replace("-", "−")
 
 
+def _whole_numbers(axes: Axes) -> None:
+    """Ticks of the horizontal axis at whole numbers only: there is no half step and no half count."""
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
 def _style(axes: Axes, title: str, xlabel: str, ylabel: str, grid: str = "both") -> None:
     axes.set_title(title, loc="left", fontsize=10.5, color=_INK, pad=8)
     axes.set_xlabel(xlabel, fontsize=10, color=_INK)
@@ -307,7 +312,7 @@ def _draw_counts(axes: Axes, result: Result, x, name: str, weights) -> None:
         axes.plot(counts, expected.sum(axis=0), color=_INK, linewidth=1.4, linestyle=_DASHES, label="all components")
     _legend(axes, title="component: weight", title_fontsize=8.5)
     axes.set_ylim(bottom=0)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    _whole_numbers(axes)
     _style(axes, "Observed and expected shares of each count", name, "share of the rows", grid="y")
 
 
@@ -347,6 +352,7 @@ def _draw_starts(axes: Axes, result: Result) -> None:
     _limit_objective(axes, result)
     cut = f" (dotted: after the {recorded} recorded steps)" if longest >= recorded > 0 else ""
     what = "log-likelihood" if result.objective == result.log_likelihood else "log-likelihood + log-prior"
+    _whole_numbers(axes)
     _style(axes, f"{len(starts)} start{'s' if len(starts) > 1 else ''}{cut}", "step", what)
 
 

@@ -107,15 +107,13 @@ class Result:
 
         A small share says that the best optimum is hard to find: more starts may find a better one.
         """
-        objective = np.where(np.isin(self.starts.status, _COMPARABLE), self.starts.objective, -np.inf)
+        # A degenerate start's likelihood is not real, unless all are so.
+        comparable = [int(s) for s in Status if s.usable and (s != Status.DEGENERATE or s == self.status)]
+        objective = np.where(np.isin(self.starts.status, comparable), self.starts.objective, -np.inf)
         return float(np.mean(objective >= self.objective - epsilon * self.weight))
 
     def __str__(self) -> str:
         return "\n".join(_summary(self))
-
-
-# A degenerate start's likelihood is not real, unless all are so.
-_COMPARABLE = [int(s) for s in Status if s.usable]
 
 
 def _summary(result: Result) -> list[str]:

@@ -125,7 +125,7 @@ def _sweep(
     largest = max(models, key=lambda m: m.num_components)
     data = validate.to_device(data)
     n = validate.check_data(largest, data)
-    weights = validate.check_weights(weights, (n,), _float_dtype(data))
+    weights = validate.check_weights(weights, (n,), _float_dtype(data), largest.min_examples)
     num_starts = validate.check_count("num_starts", num_starts, 1)
     counts = jnp.array([model.num_components for model in models])
     fitted, run, diagnosis, best, weight = _sweep_program(
@@ -178,6 +178,6 @@ def _sweep_program(start, control, model, data, weights, key, counts, *, num_sta
     )
     weight = jnp.asarray(num_examples(data), run.objective.dtype) if weights is None else jnp.sum(weights)
     diagnosis = jax.vmap(lambda p: model.diagnose(p, weight))(run.params)
-    run, diagnosis = jax.tree.map(lambda a: a.reshape(-1, num_starts, *a.shape[1:]), (run, diagnosis))
+    run, diagnosis = jax.tree.map(lambda a: a.reshape(counts.shape[0], num_starts, *a.shape[1:]), (run, diagnosis))
     best = jnp.argmax(rankable(run.objective, run.status), axis=1)
     return model, run, diagnosis, best, weight

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxem.model import Data, Model, Prepared
+from jaxem.model import Data, Model, Prepared, UnsupportedError
 
 
 def check_model(model: Any) -> None:
@@ -85,8 +85,8 @@ def _first_bad(leaf: jax.Array, name: str) -> str:
     )
 
 
-def check_weights(weights: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array | None:
-    """One finite, non-negative number per example, not all 0."""
+def check_weights(weights: Any, shape: tuple[int, ...], dtype: Any, least: int) -> jax.Array | None:
+    """One finite, non-negative number per example, not all 0, positive for at least ``least`` of them."""
     if weights is None:
         return None
     weights = jnp.asarray(weights)
@@ -99,6 +99,10 @@ def check_weights(weights: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array
         raise ValueError(f"weights must be finite and at least 0; weight [{place}] is {host[tuple(bad[0])]}")
     if not np.all(np.any(host > 0, axis=-1)):
         raise ValueError("all weights are 0: there is nothing to fit")
+    present = np.count_nonzero(host > 0, axis=-1)
+    if np.any(present < least):
+        few = int(np.min(present))
+        raise ValueError(f"a fit of {least} components needs at least {least} rows of positive weight; got {few}")
     return weights.astype(dtype)
 
 
@@ -130,7 +134,7 @@ def check_params(model: Model, params: Any, data: Any, lead: tuple[int, ...] = (
             raise ValueError(f"starting parameters hold NaN or infinity in {jax.tree_util.keystr(path)}")
     try:
         expected = jax.eval_shape(lambda d: model.calibrate(d).init(jax.random.key(0), d), data)
-    except TypeError:  # a user's own model without init: it knows its parameters, we do not
+    except UnsupportedError:  # a user's own model without init: it knows its parameters, we do not
         return params
     if jax.tree.structure(expected) != jax.tree.structure(params):
         raise ValueError(f"starting parameters need the structure {_describe(expected)}; got {_describe(params)}")

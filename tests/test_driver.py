@@ -127,10 +127,10 @@ class TestLanes:
                 assert float(alone.objective) == pytest.approx(float(got.objective[i]), rel=1e-10)
 
     def test_slot_sizes(self):
-        assert _slot_sizes(64, 75_000, None) == [8, 2, 1]
+        assert _slot_sizes(64, 100_000, None) == [16, 4, 1]
         assert _slot_sizes(1, 10**9, None) == [1]
         assert _slot_sizes(1000, 10, None) == [1000]  # tiny data: fewer slots would save nothing
-        for sizes in (_slot_sizes(2000, 1200, None), _slot_sizes(10**6, 1200, None)):
+        for sizes in (_slot_sizes(2000, 7200, None), _slot_sizes(10**6, 7200, None)):
             assert sizes == sorted(sizes, reverse=True)
             assert len(sizes) <= 6  # compiled bodies do not grow with the number of lanes
 

@@ -172,7 +172,9 @@ class TestAffine:
             )
         expected = plain.log_likelihood - len(POINTS) * np.sum(np.log(scale))
         assert moved.log_likelihood == pytest.approx(expected, rel=1e-9)
-        np.testing.assert_allclose(moved.params.likelihood.mean, plain.params.likelihood.mean * scale + shift, rtol=1e-6)
+        np.testing.assert_allclose(
+            moved.params.likelihood.mean, plain.params.likelihood.mean * scale + shift, rtol=1e-6
+        )
         assert moved.steps == plain.steps
 
     def test_one_scale_and_shifts(self):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import jax.numpy as jnp
 import numpy as np
 
-from jaxem.linalg import add_to_diagonal, cholesky, diagonal, dot, inverse_lower
+from jaxem.linalg import cholesky, diagonal, dot, inverse_lower, ldl
 from jaxem.model import pytree
 
 if TYPE_CHECKING:
@@ -36,14 +36,19 @@ def _unpack(columns: Float[Array, "*K Q"], d: int) -> Float[Array, "*K D D"]:
     return columns[..., np.maximum(index, index.T)]
 
 
-def _lifted(covariance: Float[Array, "*K D D"], floor: Array) -> Float[Array, "*K D D"]:
-    """Raise the diagonal of matrices with a pivot (a conditional variance) under the floor, by just what is missing.
+def _floored(covariance: Float[Array, "*K D D"], floor: Array) -> Float[Array, "*K D D"]:
+    """The covariance of largest likelihood whose conditional variances are not below the floor, given the scatter.
 
-    The lift grows continuously from 0, and a matrix that is not positive definite in this arithmetic gets the floor.
+    With S = L D Lᵀ the likelihood falls apart into regressions of each feature on those before it, with residual
+    variances D: raising those to the floor and leaving the regressions alone is the exact maximum under the constraint,
+    so that EM stays monotone at the floor. A matrix with nothing below the floor is returned as it is.
     """
-    pivot = jnp.min(diagonal(cholesky(covariance)) ** 2, axis=-1)
-    missing = jnp.where(pivot >= floor, 0, jnp.where(jnp.isfinite(pivot), floor - pivot, floor))
-    return add_to_diagonal(covariance, missing)
+    lower, pivots = ldl(covariance)
+    # Not (pivot < floor): a pivot that is NaN is below the floor too.
+    low = jnp.any(~(pivots >= floor), axis=-1)
+    raised = jnp.where(pivots >= floor, pivots, floor)
+    floored = dot(lower * raised[..., None, :], jnp.swapaxes(lower, -1, -2))
+    return jnp.where(low[..., None, None], floored, covariance)
 
 
 def _precision(covariance: Float[Array, "*K D D"]) -> tuple[Float[Array, "*K D D"], Float[Array, "*K"]]:
@@ -88,7 +93,7 @@ class Covariance:
         raise NotImplementedError
 
     def smallest(self, covariance: Array, k: int) -> Float[Array, " K"]:
-        """The smallest eigenvalue of each component's covariance."""
+        """The smallest conditional variance (of a feature given those before it) of each component."""
         raise NotImplementedError
 
     def dense(self, covariance: Array, k: int, d: int) -> Float[Array, "K D D"]:
@@ -140,7 +145,7 @@ class _Matrices(Covariance):
         return quadratic, jnp.sum(precision * mean[:, None, :], axis=-1), jnp.broadcast_to(log_det, (k,))
 
     def smallest(self, covariance, k):
-        return jnp.broadcast_to(jnp.linalg.eigvalsh(covariance)[..., 0], (k,))
+        return jnp.broadcast_to(jnp.min(ldl(covariance)[1], axis=-1), (k,))
 
     def dense(self, covariance, k, d):
         return jnp.broadcast_to(covariance, (k, d, d))
@@ -157,7 +162,7 @@ class Full(_Matrices):
     """A covariance matrix of its own for every component, [K, D, D] (mclust's VVV)."""
 
     def estimate(self, scatter, count, d, floor):
-        return _lifted(_unpack(scatter, d), floor)
+        return _floored(_unpack(scatter, d), floor)
 
 
 @pytree
@@ -168,7 +173,7 @@ class Tied(_Matrices):
 
     def estimate(self, scatter, count, d, floor):
         pooled = jnp.sum(count[:, None] * scatter, axis=0) / jnp.sum(count)
-        return _lifted(_unpack(pooled, d), floor)
+        return _floored(_unpack(pooled, d), floor)
 
 
 @pytree

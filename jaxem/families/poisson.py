@@ -66,8 +66,14 @@ class Poisson(ExponentialFamily):
     def natural(self, params: PoissonParams) -> Float[Array, "K P"]:
         rate = params.rate
         center = self._center(rate.shape[1], rate.dtype)
-        log_ratio = jnp.log(jnp.maximum(rate, jnp.finfo(rate.dtype).tiny) / center)
-        constant = jnp.sum(center * log_ratio - (rate - center), axis=-1, keepdims=True)
+        # Near the centre all is written in the relative distance from it; far from it nothing cancels.
+        delta = (rate - center) / center
+        near = jnp.abs(delta) < 0.5
+        small = jnp.where(near, delta, 0)
+        far_log = jnp.log(jnp.maximum(rate, jnp.finfo(rate.dtype).tiny)) - jnp.log(center)
+        log_ratio = jnp.where(near, jnp.log1p(small), far_log)
+        excess = jnp.where(near, _excess_over_log(small), delta - far_log)
+        constant = -jnp.sum(center * excess, axis=-1, keepdims=True)
         return jnp.concatenate([constant, log_ratio, jnp.ones_like(constant)], axis=-1)
 
     def maximize(self, params: PoissonParams | None, stats: Float[Array, "K P"], frozen) -> PoissonParams:
@@ -104,12 +110,16 @@ def _log_pmf(x: Array, rate: Array) -> Array:
     """
     large = x > 16
     safe = jnp.where(large, x, 16)
-    delta = (rate - safe) / safe
-    near = jnp.abs(delta) < 0.05
-    small = jnp.where(near, delta, 0)
-    series = small**2 * (1 / 2 - small * (1 / 3 - small * (1 / 4 - small * (1 / 5 - small * (1 / 6 - small / 7)))))
-    deviance = jnp.where(near, series, delta - jnp.log1p(jnp.where(near, 0, delta)))
+    deviance = _excess_over_log((rate - safe) / safe)
     stirling = (1 / 12 - (1 / 360 - 1 / (1260 * safe**2)) / safe**2) / safe
     saddle = -0.5 * jnp.log(2 * math.pi * safe) - stirling - safe * deviance
     modest = jnp.where(large, 0, x)
     return jnp.where(large, saddle, xlogy(modest, rate) - rate - gammaln(modest + 1))
+
+
+def _excess_over_log(u: Array) -> Array:
+    """u − log(1 + u), by its series where the difference cancels."""
+    near = jnp.abs(u) < jnp.finfo(u.dtype).eps ** (1 / 6)
+    small = jnp.where(near, u, 0)
+    series = small**2 * (1 / 2 - small * (1 / 3 - small * (1 / 4 - small * (1 / 5 - small * (1 / 6 - small / 7)))))
+    return jnp.where(near, series, u - jnp.log1p(jnp.where(near, 0, u)))

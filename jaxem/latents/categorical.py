@@ -35,6 +35,10 @@ class Categorical(Latent):
     sweepable = True
     independent = True
 
+    @property
+    def min_examples(self) -> int:  # type: ignore[override]
+        return self.num_components
+
     def with_components(self, num_components: int) -> Categorical:
         return Categorical(num_components)
 

@@ -68,7 +68,7 @@ class LatentModel(Model):
 
     @property
     def min_examples(self) -> int:
-        return self.num_components
+        return self.latent.min_examples
 
     @property
     def freezable(self) -> frozenset[str]:  # type: ignore[override]
@@ -164,12 +164,15 @@ class LatentModel(Model):
             data = jax.tree.map(lambda a: a[rows], data)
             weights = None if weights is None else weights[rows]
         features = self.likelihood.features(data)
-        ones = jnp.ones(features.shape[0], features.dtype)
+        rows = features.shape[:-1]  # [N], or [B, T] for sequences, whose weight is that of each of their steps
+        ones = jnp.ones(rows[0], features.dtype)
         weights = ones if weights is None else weights / jnp.maximum(jnp.mean(weights), jnp.finfo(weights.dtype).tiny)
         strategy = KMeansPlusPlus() if strategy is None else strategy
         used = jnp.ones(self.num_components, bool) if used is None else used
-        responsibilities = strategy.responsibilities(key, features, weights, used)
-        return self.from_responsibilities(responsibilities, data, weights)
+        flat = features.reshape(-1, features.shape[-1])
+        each = jnp.broadcast_to(_per_row(weights, len(rows)), rows).reshape(-1)
+        responsibilities = strategy.responsibilities(key, flat, each, used)
+        return self.from_responsibilities(responsibilities.reshape(*rows, -1), data, weights)
 
     def from_responsibilities(self, responsibilities: Float[Array, "N K"], data: Any, weights: Array) -> LatentParams:
         """The M-step at given responsibilities, with one imagined example of the whole data in every component.
@@ -177,34 +180,33 @@ class LatentModel(Model):
         The imagined example keeps a component of one row, or none, from starting at a point of infinite density.
         """
         stats = self.complete_statistics(responsibilities, data, weights)
-        overall = self._overall(data, weights)
-        start = LatentParams(
-            self.latent.maximize(None, self.latent.pseudo_statistics(), {}),
-            self.likelihood.maximize(None, overall, {}),
-        )
-        likelihood = jax.tree.map(jnp.add, stats.likelihood, overall)
-        return self.m_step(start, LatentStats(stats.latent, likelihood))
+        likelihood = jax.tree.map(jnp.add, stats.likelihood, self._overall(data, weights))
+        return self.m_step(None, LatentStats(stats.latent, likelihood))
 
     def complete_statistics(self, responsibilities: Array, data: Any, weights: Array | None = None) -> LatentStats:
         """The statistics when q(z) is given instead of inferred: E_q[T(x, z)] summed over examples."""
         data = self.prepare(data)
-        marginals = responsibilities if weights is None else responsibilities * weights[..., None]
+        marginals = responsibilities
+        if weights is not None:
+            marginals = responsibilities * _per_row(weights, responsibilities.ndim)
         return LatentStats(
             self.latent.accumulate(marginals, data.rest),
             self.likelihood.accumulate(None, data.statistics, marginals),
         )
 
     def _overall(self, data: Any, weights: Array | None) -> Any:
-        """The family's statistics per example, the same for every component."""
+        """The family's statistics per row (of a sequence: per step), the same for every component."""
+        data = self._read(data)
+        n = num_examples(data)
         prepared = self.prepare(data)
-        n = num_examples(prepared)
         dtype = jnp.result_type(*jax.tree.leaves(prepared.statistics))
-        weights = jnp.ones(n, dtype) if weights is None else weights
+        rows = jax.eval_shape(self.likelihood.features, data).shape[1:-1]
 
         def total(block: Prepared, w: Array) -> tuple[Any, Array]:
-            share = jnp.broadcast_to(w[:, None], (w.shape[0], 1))
-            return self.likelihood.accumulate(None, block.statistics, share), jnp.sum(w)
+            share = jnp.broadcast_to(_per_row(w, len(rows) + 2), (w.shape[0], *rows, 1))
+            return self.likelihood.accumulate(None, block.statistics, share), jnp.sum(share)
 
+        weights = jnp.ones(n, dtype) if weights is None else weights
         stats, weight = sum_over_blocks(total, prepared, weights, _LONG_BLOCK, dtype)
         k = self.num_components
         return jax.tree.map(lambda a: jnp.broadcast_to(a / weight, (k, *a.shape[1:])), stats)
@@ -252,3 +254,8 @@ class LatentModel(Model):
 
     def from_free(self, free: LatentParams) -> LatentParams:
         return LatentParams(self.latent.from_free(free.latent), self.likelihood.from_free(free.likelihood))
+
+
+def _per_row(weights: Array, ndim: int) -> Array:
+    """One number per example, with axes of length 1 for whatever an example has: steps, components."""
+    return weights.reshape(weights.shape + (1,) * (ndim - weights.ndim))
