@@ -14,6 +14,17 @@ dot = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 # A batched LAPACK call costs about a microsecond a matrix; up to this dimension straight-line code fuses and is faster.
 _WRITTEN_OUT = 4
+# Up to so many rows, arithmetic on [N, K] is done on its transpose.
+_FEW_ROWS = 2**13
+
+
+def rows_last(rows: jax.Array) -> bool:
+    """True where arithmetic on [N, K] is done on its transpose: a few thousand rows, few components.
+
+    Sums and maxima over a short last axis do not vectorize; over the rows they do, two to three times as fast. For more
+    rows the transposed products no longer stream, and it turns around.
+    """
+    return rows.ndim == 2 and rows.shape[0] <= _FEW_ROWS
 
 
 def cholesky(a: jax.Array) -> jax.Array:
@@ -58,38 +69,6 @@ def diagonal(a: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(np.eye(a.shape[-1], dtype=bool), a, 0), axis=-1)
 
 
-def ldl(a: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Unit lower triangles L and pivots D of a batch of positive semidefinite matrices, a = L D Lᵀ.
-
-    A pivot that is not positive leaves nothing to divide by: its column of L is that of the identity.
-    """
-    d = a.shape[-1]
-    if d <= _WRITTEN_OUT:
-        return _ldl_written_out(a)
-    rows = jnp.arange(d)
-
-    def column(j: jax.Array, carry: tuple[jax.Array, jax.Array, jax.Array]):
-        rest, lower, pivots = carry
-        pivot = rest[..., j, j]
-        safe = jnp.where(pivot > 0, pivot, 1)
-        below = jnp.where((rows > j) & (pivot > 0)[..., None], rest[..., :, j] / safe[..., None], 0)
-        rest = rest - below[..., :, None] * below[..., None, :] * pivot[..., None, None]
-        return rest, lower.at[..., :, j].add(below), pivots.at[..., j].set(pivot)
-
-    eye = jnp.broadcast_to(jnp.eye(d, dtype=a.dtype), a.shape)
-    _, lower, pivots = jax.lax.fori_loop(0, d, column, (a, eye, jnp.zeros(a.shape[:-1], a.dtype)))
-    return lower, pivots
-
-
-def _ldl_written_out(a: jax.Array) -> tuple[jax.Array, jax.Array]:
-    one = jnp.ones_like(a[..., 0, 0])
-    rows: list[list[jax.Array]] = []
-    pivots: list[jax.Array] = []
-    for i in range(a.shape[-1]):
-        row: list[jax.Array] = []
-        for j in range(i):
-            left = a[..., i, j] - sum((row[m] * rows[j][m] * pivots[m] for m in range(j)), 0.0)
-            row.append(jnp.where(pivots[j] > 0, left / jnp.where(pivots[j] > 0, pivots[j], 1), 0))
-        pivots.append(a[..., i, i] - sum((row[m] ** 2 * pivots[m] for m in range(i)), 0.0))
-        rows.append([*row, one])
-    return _from_rows(rows), jnp.stack(pivots, axis=-1)
+def add_to_diagonal(a: jax.Array, value: jax.Array) -> jax.Array:
+    """``a + value · I`` for a batch [..., D, D] and values [...]."""
+    return a + value[..., None, None] * np.eye(a.shape[-1], dtype=a.dtype)

@@ -38,11 +38,13 @@ def observations(data: Any) -> jax.Array | None:
 
 
 def _array(leaf: Any) -> jax.Array:
-    if not isinstance(leaf, jax.Array):
-        leaf = np.asarray(leaf)
-        if leaf.dtype.kind not in "fiub":
-            raise ValueError(f"data must be numbers; got an array of dtype {leaf.dtype}")
-    return jnp.asarray(leaf)
+    if isinstance(leaf, jax.Array):
+        return leaf
+    leaf = np.asarray(leaf)
+    if leaf.dtype.kind not in "fiub":
+        raise ValueError(f"data must be numbers; got an array of dtype {leaf.dtype}")
+    # device_put, not jnp.asarray, which holds a second copy while it makes the first.
+    return jax.device_put(leaf)
 
 
 def _floating(leaf: Any) -> jax.Array:

@@ -748,7 +748,8 @@ def test_the_objective_does_not_fall_at_the_floor_either(name):
     trace, _, degenerate = traces(name, False)
     if name in ("full", "diagonal", "spherical"):
         assert np.any(degenerate)  # else nothing is tested
-    assert np.nanmin(np.diff(trace[degenerate]), initial=0) >= -1e-9
+    # Relative here: at the floor the terms of the objective are a million times larger than it is.
+    assert np.nanmin(np.diff(trace[degenerate]), initial=0) >= -1e-9 * np.nanmax(np.abs(trace))
 
 
 @every_family

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from jaxem.linalg import dot
+from jaxem.linalg import dot, rows_last
 from jaxem.model import Data, Family, unsupported
 
 if TYPE_CHECKING:
@@ -28,7 +28,10 @@ class ExponentialFamily(Family):
         raise unsupported(self, "natural", "the E-step")
 
     def log_prob(self, params: Any, statistics: Float[Array, "*N P"]) -> Float[Array, "*N K"]:
-        return dot(statistics, self.natural(params).T)
+        natural = self.natural(params)
+        if rows_last(statistics):
+            return dot(natural, statistics.T).T
+        return dot(statistics, natural.T)
 
     def accumulate(
         self, params: Any, statistics: Float[Array, "*N P"], marginals: Float[Array, "*N K"]

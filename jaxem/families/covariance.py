@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import jax.numpy as jnp
 import numpy as np
 
-from jaxem.linalg import cholesky, diagonal, dot, inverse_lower, ldl
+from jaxem.linalg import add_to_diagonal, cholesky, diagonal, dot, inverse_lower
 from jaxem.model import pytree
 
 if TYPE_CHECKING:
@@ -36,19 +36,29 @@ def _unpack(columns: Float[Array, "*K Q"], d: int) -> Float[Array, "*K D D"]:
     return columns[..., np.maximum(index, index.T)]
 
 
-def _floored(covariance: Float[Array, "*K D D"], floor: Array) -> Float[Array, "*K D D"]:
-    """The covariance of largest likelihood whose conditional variances are not below the floor, given the scatter.
+def _floored(
+    scatter: Float[Array, "*K D D"], floor: Array, old: Float[Array, "*K D D"] | None
+) -> Float[Array, "*K D D"]:
+    """The scatter, with its diagonal raised where a pivot of it (a conditional variance) is below the floor.
 
-    With S = L D Lᵀ the likelihood falls apart into regressions of each feature on those before it, with residual
-    variances D: raising those to the floor and leaving the regressions alone is the exact maximum under the constraint,
-    so that EM stays monotone at the floor. A matrix with nothing below the floor is returned as it is.
+    By just what is missing: the lift grows continuously from 0. A lifted matrix is not quite the best one above the
+    floor (eigenvalues would have to be cut off, and they are too slow for this loop), so a component whose covariance
+    before the step is better than the lifted one keeps that: the objective does not fall at the floor either.
     """
-    lower, pivots = ldl(covariance)
-    # Not (pivot < floor): a pivot that is NaN is below the floor too.
-    low = jnp.any(~(pivots >= floor), axis=-1)
-    raised = jnp.where(pivots >= floor, pivots, floor)
-    floored = dot(lower * raised[..., None, :], jnp.swapaxes(lower, -1, -2))
-    return jnp.where(low[..., None, None], floored, covariance)
+    squares = diagonal(cholesky(scatter)) ** 2
+    # Not min(squares): where a matrix is not positive definite, NaN does not survive every vectorized minimum.
+    pivot = jnp.min(jnp.where(squares > 0, squares, 0), axis=-1)
+    missing = jnp.maximum(floor - pivot, 0)
+    lifted = add_to_diagonal(scatter, missing)
+    if old is None:
+        return lifted
+
+    def cost(covariance: Array) -> Array:
+        precision, log_det = _precision(covariance)
+        return log_det + jnp.sum(precision * scatter, axis=(-2, -1))
+
+    keep = (missing > 0) & (cost(old) < cost(lifted))
+    return jnp.where(keep[..., None, None], old, lifted)
 
 
 def _precision(covariance: Float[Array, "*K D D"]) -> tuple[Float[Array, "*K D D"], Float[Array, "*K"]]:
@@ -88,12 +98,17 @@ class Covariance:
         """Quadratic coefficients [K, Q], linear ones P μ [K, D], and log-determinants [K]."""
         raise NotImplementedError
 
-    def estimate(self, scatter: Float[Array, "K Q"], count: Float[Array, " K"], d: int, floor: Array) -> Array:
-        """The covariance that maximizes q, given scatter/count in columns, not below the floor."""
+    def estimate(
+        self, scatter: Float[Array, "K Q"], count: Float[Array, " K"], d: int, floor: Array, old: Array | None
+    ) -> Array:
+        """The covariance that maximizes q, given scatter/count in columns, not below the floor.
+
+        ``old`` is the covariance before the step, None at a start: at the floor a step may do no better than keep it.
+        """
         raise NotImplementedError
 
     def smallest(self, covariance: Array, k: int) -> Float[Array, " K"]:
-        """The smallest conditional variance (of a feature given those before it) of each component."""
+        """The smallest eigenvalue of each component's covariance."""
         raise NotImplementedError
 
     def dense(self, covariance: Array, k: int, d: int) -> Float[Array, "K D D"]:
@@ -145,7 +160,7 @@ class _Matrices(Covariance):
         return quadratic, jnp.sum(precision * mean[:, None, :], axis=-1), jnp.broadcast_to(log_det, (k,))
 
     def smallest(self, covariance, k):
-        return jnp.broadcast_to(jnp.min(ldl(covariance)[1], axis=-1), (k,))
+        return jnp.broadcast_to(jnp.linalg.eigvalsh(covariance)[..., 0], (k,))
 
     def dense(self, covariance, k, d):
         return jnp.broadcast_to(covariance, (k, d, d))
@@ -161,8 +176,8 @@ class _Matrices(Covariance):
 class Full(_Matrices):
     """A covariance matrix of its own for every component, [K, D, D] (mclust's VVV)."""
 
-    def estimate(self, scatter, count, d, floor):
-        return _floored(_unpack(scatter, d), floor)
+    def estimate(self, scatter, count, d, floor, old):
+        return _floored(_unpack(scatter, d), floor, old)
 
 
 @pytree
@@ -171,9 +186,9 @@ class Tied(_Matrices):
 
     tied = True
 
-    def estimate(self, scatter, count, d, floor):
+    def estimate(self, scatter, count, d, floor, old):
         pooled = jnp.sum(count[:, None] * scatter, axis=0) / jnp.sum(count)
-        return _floored(_unpack(pooled, d), floor)
+        return _floored(_unpack(pooled, d), floor, old)
 
 
 @pytree
@@ -192,7 +207,7 @@ class Diagonal(Covariance):
     def precision(self, covariance, mean):
         return -0.5 / covariance, mean / covariance, jnp.sum(jnp.log(covariance), axis=-1)
 
-    def estimate(self, scatter, count, d, floor):
+    def estimate(self, scatter, count, d, floor, old):
         return jnp.maximum(scatter, floor)
 
     def smallest(self, covariance, k):
@@ -221,7 +236,7 @@ class Spherical(Covariance):
         d = mean.shape[1]
         return -0.5 / covariance[:, None], mean / covariance[:, None], d * jnp.log(covariance)
 
-    def estimate(self, scatter, count, d, floor):
+    def estimate(self, scatter, count, d, floor, old):
         return jnp.maximum(scatter[:, 0] / d, floor)
 
     def smallest(self, covariance, k):

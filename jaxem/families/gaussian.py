@@ -30,9 +30,8 @@ class Gaussian(ExponentialFamily):
     """Gaussian components, ``log p(x | k) = −½ (x − μ_k)ᵀ Σ_k⁻¹ (x − μ_k) − ½ log |2π Σ_k|``.
 
     covariance: the structure, `Full`, `Diagonal`, `Spherical` or `Tied`.
-    floor: the smallest conditional variance a component may have (that of a feature given those before it), relative
-    to the variance of the data (a standard deviation of 1/1000 of the feature's by default); in float32 no less than 64
-    roundings. A component that reaches it is reported
+    floor: the smallest variance a component may have, relative to the variance of the data (a standard deviation of
+    1/1000 of the feature's by default); in float32 no less than 64 roundings. A component that reaches it is reported
     as degenerate. It is a guard, not a prior: for a proper one see `jaxem.WithPrior`.
     center, scale: [D], set by `calibrate`; statistics are taken of (x − center)/scale, because raw second moments cancel.
     """
@@ -96,12 +95,12 @@ class Gaussian(ExponentialFamily):
         count, first, second = stats[:, 0], stats[:, 1 : 1 + d], stats[:, 1 + d :]
         used = occupied(count)
         average = divide(first, count, used)
-        old_mean = None if params is None else self._standardized(params)[0]
+        old_mean, old_covariance = (None, None) if params is None else self._standardized(params)
         mean = hold(frozen.get("mean"), keep(used, average, old_mean), old_mean)
         columns = self.covariance.columns
         scatter = divide(second, count, used) - columns(average) + columns(average - mean)
         scatter = jnp.where(used[:, None], scatter, 0)
-        covariance = self.covariance.estimate(scatter, count, d, self._floor(stats.dtype))
+        covariance = self.covariance.estimate(scatter, count, d, self._floor(stats.dtype), old_covariance)
         new = self._in_units(mean, covariance)
         if params is None:
             return new
@@ -132,8 +131,8 @@ class Gaussian(ExponentialFamily):
     def degenerate(self, params: GaussianParams) -> Bool[Array, " K"]:
         _, covariance = self._standardized(params)
         floor = self._floor(params.mean.dtype)
-        # A little above the floor: what was put exactly on it is read back through roundings.
-        return ~(self.covariance.smallest(covariance, params.mean.shape[0]) > 1.1 * floor)
+        # A little above the floor: what was put on it is read back through roundings.
+        return ~(self.covariance.smallest(covariance, params.mean.shape[0]) > 1.05 * floor)
 
     def to_free(self, params: GaussianParams) -> GaussianParams:
         return GaussianParams(params.mean, self.covariance.to_free(params.covariance))

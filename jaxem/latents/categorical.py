@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import xlogy
 
+from jaxem.linalg import rows_last
 from jaxem.model import Data, Inference, Latent, pytree, static
 
 if TYPE_CHECKING:
@@ -50,20 +51,23 @@ class Categorical(Latent):
         self, params: CategoricalParams, potentials: Float[Array, "N K"], data: Data, weights: Array | None
     ) -> Inference:
         """r_nk ∝ π_k p(x_n | k). An example that no component allows gets log-normalizer −inf and no responsibility."""
-        joint = potentials + jnp.log(params.weights)
-        peak = jnp.max(joint, axis=-1, keepdims=True)
+        log_weights = jnp.log(params.weights)
+        if rows_last(potentials):
+            joint, axis = potentials.T + log_weights[:, None], 0
+        else:
+            joint, axis = potentials + log_weights, -1
+        peak = jnp.max(joint, axis=axis, keepdims=True)
         peak = jnp.where(jnp.isfinite(peak), peak, 0)
         unnormalized = jnp.exp(joint - peak)
-        total = jnp.sum(unnormalized, axis=-1, keepdims=True)
-        possible = total > 0
+        total = jnp.sum(unnormalized, axis=axis, keepdims=True)
         # A NaN total is kept: data that are not numbers must be seen, not turned into "impossible".
         share = jnp.where(total == 0, 0, 1 / jnp.where(total == 0, 1, total))
         if weights is not None:
-            share = share * weights[..., None]
+            share = share * jnp.expand_dims(weights, axis)
+        log_total = jnp.where(total == 0, -jnp.inf, jnp.log(jnp.where(total == 0, 1, total)))
         marginals = unnormalized * share
-        log_total = jnp.where(total == 0, -jnp.inf, jnp.log(jnp.where(possible, total, 1)) + 0 * total)
-        log_normalizer = (peak + log_total)[..., 0]
-        return Inference(marginals, self.accumulate(marginals, data), log_normalizer)
+        marginals = marginals.T if rows_last(potentials) else marginals
+        return Inference(marginals, self.accumulate(marginals, data), jnp.squeeze(peak + log_total, axis))
 
     def accumulate(self, marginals: Float[Array, "N K"], data: Data) -> Float[Array, " K"]:
         # A reduction, not a product with ones: XLA sums it pairwise, where a product would lose counts.
