@@ -14,7 +14,7 @@ dot = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 # A batched LAPACK call costs about a microsecond a matrix; up to this dimension straight-line code fuses and is faster.
 _WRITTEN_OUT = 4
-# Up to so many rows, arithmetic on [N, K] is done on its transpose.
+# Below so many rows, arithmetic on [N, K] is done on its transpose.
 _FEW_ROWS = 2**13
 
 
@@ -24,7 +24,7 @@ def rows_last(rows: jax.Array) -> bool:
     Sums and maxima over a short last axis do not vectorize; over the rows they do, two to three times as fast. For more
     rows the transposed products no longer stream, and it turns around.
     """
-    return rows.ndim == 2 and rows.shape[0] <= _FEW_ROWS
+    return rows.ndim == 2 and rows.shape[0] < _FEW_ROWS
 
 
 def cholesky(a: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from jaxem.blocks import sum_over_blocks
+from jaxem.blocks import block_size_near, sum_over_blocks
 from jaxem.initialize import KMeansPlusPlus, Start
 from jaxem.model import (
     Data,
@@ -117,7 +117,8 @@ class LatentModel(Model):
         if num_examples(data) <= _LONG:
             return self._e_step(params, data, weights)
         dtype = jnp.result_type(*jax.tree.leaves(data.statistics))
-        return sum_over_blocks(lambda block, w: self._e_step(params, block, w), data, weights, _LONG_BLOCK, dtype)
+        size = block_size_near(num_examples(data), _LONG_BLOCK)
+        return sum_over_blocks(lambda block, w: self._e_step(params, block, w), data, weights, size, dtype)
 
     def _e_step(self, params: LatentParams, data: Prepared, weights: Array | None) -> EStep:
         potentials = self.likelihood.log_prob(params.likelihood, data.statistics)
@@ -202,7 +203,7 @@ class LatentModel(Model):
         dtype = jnp.result_type(*jax.tree.leaves(prepared.statistics))
         rows = jax.eval_shape(self.likelihood.features, data).shape[1:-1]
 
-        def total(block: Prepared, w: Array) -> tuple[Any, Array]:
+        def total(block: Prepared, w: Any) -> tuple[Any, Array]:
             share = jnp.broadcast_to(_per_row(w, len(rows) + 2), (w.shape[0], *rows, 1))
             return self.likelihood.accumulate(None, block.statistics, share), jnp.sum(share)
 
