@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Bool
 
 # A fall of the objective in the first three quarters of its digits is real: the terms of the objective are larger than
-# it is, and their rounding is seen in the last quarter. A gain below one rounding, three times, is a stall.
+# it is, and their rounding is seen in the last quarter. Not two roundings gained in five steps is a stall.
 _FALL_DIGITS = 0.75
-_STALL_ROUNDINGS = 1
-_STALLS = 3
+_STALL_ROUNDINGS = 2
+_STALLS = 5
 # Later parameters are kept when their objective is the highest seen up to its rounding: they are the better ones.
 _KEEP_ROUNDINGS = 4
 
@@ -40,7 +40,7 @@ class Control:
 class Lane:
     """A lane in flight: the algorithm's state, the best parameters evaluated so far, and what the rules remember.
 
-    objective and log_likelihood are those of ``best``; highest is the highest objective seen.
+    objective and log_likelihood are those of ``best``; highest is the highest objective seen, up to rounding.
     """
 
     state: Any
@@ -85,13 +85,13 @@ def advance(lane: Lane, model: Model, data: Any, weights: Any, algorithm: Algori
     eps = jnp.finfo(objective.dtype).eps
     scale = jnp.maximum(jnp.abs(objective), info.weight)
     rounding = scale * eps
-    gain = objective - lane.previous_objective
+    risen = first | (objective > lane.highest + _STALL_ROUNDINGS * rounding)
     finite = jnp.isfinite(objective)
     fell = algorithm.monotone & ~first & (objective < lane.highest - scale * eps**_FALL_DIGITS)
     progress = Progress(params, objective, lane.previous_objective, info.weight)
     memory, met = control.stopping.check(lane.memory, progress)
     asked = ~first & (lane.step >= control.min_steps)
-    flat = algorithm.monotone & control.stopping.watches_objective & ~first & (gain <= _STALL_ROUNDINGS * rounding)
+    flat = algorithm.monotone & control.stopping.watches_objective & ~risen
     stalls = jnp.where(flat, lane.stalls + 1, 0)
 
     def choose(*cases: tuple[Array, Status]) -> Array:
@@ -114,7 +114,7 @@ def advance(lane: Lane, model: Model, data: Any, weights: Any, algorithm: Algori
         state=state,
         best=where(better, params, lane.best),
         objective=jnp.where(better, objective, lane.objective),
-        highest=jnp.where(finite, jnp.maximum(lane.highest, objective), lane.highest),
+        highest=jnp.where(finite & risen, objective, lane.highest),
         log_likelihood=jnp.where(better, log_likelihood, lane.log_likelihood),
         previous_objective=objective,
         memory=memory,

@@ -44,7 +44,7 @@ def _array(leaf: Any) -> jax.Array:
     if leaf.dtype.kind not in "fiub":
         raise ValueError(f"data must be numbers; got an array of dtype {leaf.dtype}")
     # device_put, not jnp.asarray, which holds a second copy while it makes the first.
-    return jax.device_put(leaf)
+    return jax.device_put(leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype), copy=False))
 
 
 def _floating(leaf: Any) -> jax.Array:

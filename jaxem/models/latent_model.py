@@ -93,7 +93,7 @@ class LatentModel(Model):
         if ignored:
             latent, family = type(self.latent).__name__, type(self.likelihood).__name__
             raise ValueError(f"{', '.join(sorted(ignored))} given, but neither {latent} nor {family} reads it")
-        return data
+        return jax.tree.map(jnp.asarray, data)
 
     def calibrate(self, data: Any, weights: Array | None = None) -> LatentModel:
         if self.likelihood.calibrated:
