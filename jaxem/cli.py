@@ -376,7 +376,8 @@ def _fit(args: argparse.Namespace, data: Input, components: tuple[int, ...], pro
         with _arithmetic(args.dtype):
             return _compute(args, x, data.table.weights, components)
 
-    what = f"{components[0]} to {components[-1]} components" if len(components) > 1 else f"{components[0]} components"
+    fewest, most = min(components), max(components)
+    what = f"{fewest} to {most} components" if fewest < most else f"{most} components"
     progress.stage(f"fitting {what} from {args.starts} starts on {jax.default_backend()}")
     try:
         fitted = _in_background(compute, progress)

@@ -161,8 +161,9 @@ def _encode(value: Any, name: str, arrays: dict[str, np.ndarray], strict: bool) 
         return {"class": _class_name(type(value)), "fields": fields} if known else {"dict": fields}
     if strict and isinstance(value, Model):
         raise _ForeignError(type(value).__name__)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return {"dict": {key: inside(part, key) for key, part in zip(value._fields, value, strict=True)}}
+    names = getattr(value, "_fields", None)  # of a named tuple
+    if isinstance(value, tuple) and names:
+        return {"dict": {key: inside(part, key) for key, part in zip(names, value, strict=True)}}
     if isinstance(value, (tuple, list)):
         return {"tuple" if isinstance(value, tuple) else "list": [inside(part, i) for i, part in enumerate(value)]}
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
