@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxem.linalg import dot
-from jaxem.model import pytree
+from jaxem.model import pytree, unsupported
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
@@ -30,7 +30,7 @@ class Start:
         weights: Float[Array, " N"],
         used: Bool[Array, " K"],
     ) -> Float[Array, "N K"]:
-        raise NotImplementedError
+        raise unsupported(self, "responsibilities", "a random start")
 
 
 def _pick(uniform: Float[Array, ""], weights: Float[Array, " N"]) -> Int[Array, ""]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from jaxem.model import pytree
+from jaxem.model import pytree, unsupported
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
@@ -39,7 +39,7 @@ class Stopping:
         return ()
 
     def check(self, memory: Any, progress: Progress) -> tuple[Any, Bool[Array, ""]]:
-        raise NotImplementedError
+        raise unsupported(self, "check", "the driver")
 
 
 def _check_tol(tol: Any) -> None:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem.linalg import add_to_diagonal, cholesky, diagonal, dot, inverse_lower
-from jaxem.model import pytree
+from jaxem.model import pytree, unsupported
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -84,19 +84,19 @@ class Covariance:
 
     def columns(self, y: Float[Array, "*N D"]) -> Float[Array, "*N Q"]:
         """Second-order statistics of each row."""
-        raise NotImplementedError
+        raise unsupported(self, "columns", "the Gaussian family")
 
     def num_columns(self, d: int) -> int:
         """Q, for D features."""
-        raise NotImplementedError
+        raise unsupported(self, "num_columns", "the Gaussian family")
 
     def rescale(self, covariance: Array, scale: Float[Array, " D"]) -> Array:
         """The covariance of ``scale · y``."""
-        raise NotImplementedError
+        raise unsupported(self, "rescale", "the Gaussian family")
 
     def precision(self, covariance: Array, mean: Float[Array, "K D"]) -> tuple[Array, Array, Array]:
         """Quadratic coefficients [K, Q], linear ones P μ [K, D], and log-determinants [K]."""
-        raise NotImplementedError
+        raise unsupported(self, "precision", "the Gaussian family")
 
     def estimate(
         self, scatter: Float[Array, "K Q"], count: Float[Array, " K"], d: int, floor: Array, old: Array | None
@@ -105,15 +105,15 @@ class Covariance:
 
         ``old`` is the covariance before the step, None at a start: at the floor a step may do no better than keep it.
         """
-        raise NotImplementedError
+        raise unsupported(self, "estimate", "the Gaussian family")
 
     def smallest(self, covariance: Array, k: int) -> Float[Array, " K"]:
         """The smallest eigenvalue of each component's covariance."""
-        raise NotImplementedError
+        raise unsupported(self, "smallest", "the Gaussian family")
 
     def dense(self, covariance: Array, k: int, d: int) -> Float[Array, "K D D"]:
         """The covariance of each component as a matrix."""
-        raise NotImplementedError
+        raise unsupported(self, "dense", "the Gaussian family")
 
     def to_free(self, covariance: Array) -> Array:
         """Unconstrained coordinates: logarithms of variances, Cholesky factors with a logarithmic diagonal."""

@@ -44,9 +44,7 @@ class Gaussian(ExponentialFamily):
     freezable = frozenset({"mean", "covariance"})
 
     def __post_init__(self):
-        if isinstance(self.covariance, type) or (
-            not isinstance(self.covariance, Covariance) and isinstance(self.covariance, str)
-        ):
+        if not isinstance(self.covariance, Covariance):
             raise ValueError(f"covariance takes a structure such as jaxem.Full(); got {self.covariance!r}")
         if isinstance(self.floor, (int, float)) and not self.floor > 0:
             raise ValueError(f"floor must be positive; got {self.floor}")

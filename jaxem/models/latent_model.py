@@ -57,8 +57,7 @@ class LatentModel(Model):
 
     def __post_init__(self):
         for part, kind in ((self.latent, Latent), (self.likelihood, Family)):
-            # Inside JAX's own handling of pytrees, fields may hold placeholders; classes and strings are a user's.
-            if isinstance(part, (type, str, int, float)):
+            if not isinstance(part, kind):
                 hint = " (call it: Gaussian(), not Gaussian)" if isinstance(part, type) else ""
                 raise ValueError(f"expected a {kind.__name__}; got {part!r}{hint}")
 
