@@ -20,7 +20,7 @@ import numpy as np
 from jaxem.algorithms.em import EM
 from jaxem.implicit import fixed_point_tangent
 from jaxem.lane import Control, Lane, begin, input_status
-from jaxem.model import Algorithm, Model, num_examples, pytree
+from jaxem.model import Algorithm, Model, pytree
 from jaxem.slots import Index, axes_of, drive, problem_of, put, take
 from jaxem.status import USABLE, Status
 
@@ -221,14 +221,11 @@ def _finish(lanes: Lane, model, data, weights, index: Index) -> Run:
     """The result of every lane; a usable one with a collapsed component is degenerate."""
     axes = axes_of(index)
 
-    def total(data, weights):
-        return jnp.asarray(num_examples(data), lanes.objective.dtype) if weights is None else jnp.sum(weights)
-
     def judge(params, lane):
         own_model, own_data, own_weights = (
             (model, data, weights) if axes == (None,) * 3 else problem_of(model, data, weights, index, lane)
         )
-        return jnp.any(own_model.diagnose(params, total(own_data, own_weights)).degenerate)
+        return jnp.any(own_model.diagnose(params, own_model.num_observations(own_data, own_weights)).degenerate)
 
     degenerate = jax.vmap(judge)(lanes.best, jnp.arange(lanes.status.shape[0], dtype=jnp.int32))
     usable = jnp.isin(lanes.status, jnp.array(USABLE))

@@ -15,7 +15,7 @@ from jaxem.algorithms.em import EM
 from jaxem.driver import Run, race_lanes, rankable, run_lanes
 from jaxem.initialize import KMeansPlusPlus, Start
 from jaxem.lane import Control
-from jaxem.model import Algorithm, Diagnosis, Model, UnsupportedError, num_examples, pytree, static
+from jaxem.model import Algorithm, Diagnosis, Model, UnsupportedError, float_type, pytree, static
 from jaxem.result import BatchResult, ConvergenceWarning, FitError, Result, Starts
 from jaxem.slots import Index
 from jaxem.status import Status
@@ -80,7 +80,8 @@ def fit(
     _check_on_failure(on_failure)
     data = validate.to_device(data)
     n = validate.check_data(model, data)
-    dtype = _float_dtype(data)
+    model = model.specialize(data)
+    dtype = float_type(data)
     weights = validate.check_weights(weights, (n,), dtype, model.min_examples)
     num_starts = validate.check_count("num_starts", num_starts, 1)
     trace_size = validate.check_count("trace_size", trace_size, 0)
@@ -102,10 +103,10 @@ def _fit_program(start, algorithm, control, race, model, data, weights, key, giv
     if given is None:
         keys = jax.random.split(key, num_starts)
         given = jax.vmap(lambda k: model.init(k, data, weights, start))(keys)
-    prepared = model.prepare(data)
+    prepared, weights = model.compress(data, weights)
     run = _run_or_race(race, model, given, prepared, weights, Index(), algorithm, control, trace_size, 1)
     best = jnp.argmax(rankable(run.objective, run.status))
-    weight = jnp.asarray(num_examples(data), run.objective.dtype) if weights is None else jnp.sum(weights)
+    weight = model.num_observations(prepared, weights)
     return model, run, jax.vmap(lambda p: model.diagnose(p, weight))(run.params), best, weight
 
 
@@ -149,8 +150,9 @@ def fit_batch(
     _check_on_failure(on_failure)
     data = validate.to_device(data)
     n = validate.check_data(model, data, batch=1)
+    model = model.specialize(jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), data))
     sets = jax.tree.leaves(data)[0].shape[0]
-    weights = validate.check_weights(weights, (sets, n), _float_dtype(data), model.min_examples)
+    weights = validate.check_weights(weights, (sets, n), float_type(data), model.min_examples)
     num_starts = validate.check_count("num_starts", num_starts, 1)
     if starts is not None:
         one = jax.tree.map(lambda a: a[0], data)
@@ -186,10 +188,10 @@ def _batch_program(start, algorithm, control, race, model, data, weights, key, g
         # A data set that is not finite keeps a finite centre and start; its status comes from the data themselves.
         clean = jax.tree.map(lambda a: jnp.where(jnp.isfinite(a), a, 0), data)
         own = model.calibrate(clean, weights)
-        return own, own.prepare(data), clean
+        return own, own.compress(data, weights), clean
 
     # Every leaf of the model gets the axis of data sets, the constants that do not differ too.
-    models, prepared, clean = jax.vmap(ready)(data, weights)
+    models, compressed, clean = jax.vmap(ready)(data, weights)
     if given is None:
         keys = jax.random.split(key, (sets, num_starts))
 
@@ -202,11 +204,11 @@ def _batch_program(start, algorithm, control, race, model, data, weights, key, g
         given = jax.lax.map(draw, (models, clean, weights, keys), batch_size=None if at_once == 1 else at_once)
     lanes = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), given)
     index = Index(data=jnp.repeat(jnp.arange(sets, dtype=jnp.int32), num_starts))
+    prepared, weights = compressed
     run = _run_or_race(race, models, lanes, prepared, weights, index, algorithm, control, trace_size, sets)
     run = jax.tree.map(lambda a: a.reshape(sets, num_starts, *a.shape[1:]), run)
     best = jnp.argmax(rankable(run.objective, run.status), axis=1)
-    n = jax.tree.leaves(data)[0].shape[1]
-    weight = jnp.full(sets, n, run.objective.dtype) if weights is None else jnp.sum(weights, axis=1)
+    weight = jax.vmap(lambda m, d, w: m.num_observations(d, w))(models, prepared, weights)
     diagnosis = jax.vmap(lambda m, p, w: jax.vmap(lambda q: m.diagnose(q, w))(p))(models, run.params, weight)
     return models, run, diagnosis, best, weight
 
@@ -226,11 +228,6 @@ def _control(tol: float | None, stopping: Stopping | None, max_steps: Any, min_s
 def _check_on_failure(on_failure: Any) -> None:
     if on_failure not in (None, "raise", "warn", "ignore"):
         raise ValueError(f"on_failure is 'raise', 'warn', 'ignore' or None; got {on_failure!r}")
-
-
-def _float_dtype(data: Any) -> Any:
-    floats = [leaf for leaf in jax.tree.leaves(data) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    return jnp.result_type(*floats) if floats else jnp.result_type(float)
 
 
 def _given_starts(model: Model, data: Any, params: Any, starts: Any, num_starts: int) -> Any:

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 
 if TYPE_CHECKING:
     from jax import Array
-    from jaxtyping import Bool, Float
+    from jaxtyping import Bool, Float, Int
 
 T = TypeVar("T")
 
@@ -82,15 +82,20 @@ def unsupported(owner: object, method: str, needed_by: str) -> UnsupportedError:
 class Data:
     """Examples and what is known about them; every field that is not None has the examples as its leading axis.
 
-    x: observations, [N, D]. mask: True where a cell of x is observed, [N, D]. inputs: covariates, [N, C].
-    lengths: sequence lengths, [N]. labels: known components, [N], −1 where unknown.
-    A model that does not read a field refuses it by name: nothing given is ever ignored.
+    x: observations, [N, D]; sequences are padded, [B, T, D] with ``lengths``, or flat, [N, D] with ``starts`` (one after
+    another; without starts one sequence). mask: True where a cell of x is observed, shaped like x, or like x without its
+    last axis for observations that are missing whole. inputs: covariates, [N, C] or [B, T, C]. lengths: of the
+    sequences, [B], 0 allowed. starts: True where a sequence begins, [N]. labels: known components, [N] or [B, T], −1
+    where unknown.
+    What is masked or lies beyond a length is never read. A model that does not read a field refuses it by name: nothing
+    given is ever ignored.
     """
 
     x: Any = None
     mask: Any = None
     inputs: Any = None
     lengths: Any = None
+    starts: Any = None
     labels: Any = None
 
     def given(self) -> frozenset[str]:
@@ -120,12 +125,18 @@ def num_examples(data: PyTree) -> int:
     return next(iter(sizes))
 
 
+def float_type(data: PyTree) -> Any:
+    """The floating-point type of the data: that of its floating-point leaves, or JAX's default."""
+    floats = [leaf.dtype for leaf in jax.tree.leaves(data) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.result_type(*floats) if floats else jnp.result_type(float)
+
+
 @pytree
 class EStep:
     """What one pass over the data leaves behind. Every leaf is a sum over examples, so two of them add.
 
     stats: expected sufficient statistics, E[T(x, z) | x, θ] summed with the examples' weights.
-    log_likelihood: Σ_n w_n log p(x_n | θ). weight: Σ_n w_n.
+    log_likelihood: Σ_n w_n log p(x_n | θ). weight: Σ_n w_n, of sequences times their steps.
     """
 
     stats: PyTree
@@ -142,6 +153,17 @@ class Diagnosis:
 
     degenerate: Bool[Array, " K"]
     empty: Bool[Array, " K"]
+
+
+@pytree
+class Imputation:
+    """E[x | what is observed] and its covariance; observed cells keep their value and have covariance 0.
+
+    mean: shaped like x. covariance: [N, D, D] (of sequences [B, T, D, D]).
+    """
+
+    mean: Float[Array, "*N D"]
+    covariance: Float[Array, "*N D D"]
 
 
 def healthy(num_components: int = 0) -> Diagnosis:
@@ -190,9 +212,33 @@ class Model:
         """
         return self
 
+    def specialize(self, data: PyTree) -> Model:
+        """The model with what concrete data say about the shape of its program (the number of missing patterns, say).
+
+        Asked on the host, before tracing; a model it was not asked of gives the same numbers more slowly.
+        """
+        return self
+
     def prepare(self, data: PyTree) -> PyTree:
-        """What can be computed once, before the loop: the sufficient statistics of each row, say."""
+        """What can be computed once, row by row, before the loop: the sufficient statistics of each row, say."""
         return data
+
+    def compress(self, data: PyTree, weights: Float[Array, " N"] | None = None) -> tuple[PyTree, PyTree]:
+        """Prepared data and weights with the same E-step, in fewer rows where the model knows how (its moments, say).
+
+        What the loop iterates over; N is forgotten where the statistics of the whole data set are enough.
+        """
+        return self.prepare(data), weights
+
+    def num_observations(self, data: PyTree, weights: Float[Array, " N"] | None = None) -> Float[Array, ""]:
+        """The weighted number of observations, `EStep.weight`: rows, or of sequences their steps."""
+        n = num_examples(data)
+        return jnp.asarray(n, float_type(data)) if weights is None else jnp.sum(weights)
+
+    def check_divisible(self, data: PyTree) -> None:
+        """Raise UnsupportedError where the E-step of these data is not the sum of those of any parts of them."""
+        if not self.additive:
+            raise UnsupportedError(f"the E-step of {type(self).__name__} is not a sum over examples: it cannot be cut")
 
     def validate(self, data: PyTree) -> None:
         """Raise ValueError, naming the row and column, where concrete data lie outside the model's domain."""
@@ -247,9 +293,18 @@ class Model:
         """The most probable latent value of every example."""
         raise unsupported(self, "predict", "prediction")
 
-    def sample(self, key: Array, params: PyTree, num_examples: int) -> tuple[PyTree, PyTree]:
-        """Draws (x, z) from the model."""
+    def sample(
+        self, key: Array, params: PyTree, num_examples: int, num_steps: int | None = None, inputs: Any = None
+    ) -> tuple[PyTree, PyTree]:
+        """Draws (x, z) from the model: ``num_examples`` of them, of sequences each ``num_steps`` long.
+
+        inputs: covariates of the draws, where the model reads them.
+        """
         raise unsupported(self, "sample", "sampling")
+
+    def impute(self, params: PyTree, data: PyTree) -> Imputation:
+        """Conditional means and covariances of what is missing, given what is observed."""
+        raise unsupported(self, "impute", "imputation")
 
     def take_components(self, params: PyTree, components: Any) -> PyTree:
         """The parameters of some components, in the order given: what sorting and dropping components need."""
@@ -282,7 +337,9 @@ class Latent:
     """A discrete latent variable p(z | θ) and exact inference in it.
 
     ``potentials`` are log p(x | z = k): [N, K], or [B, T, K] for B sequences; ``data`` brings what the latent itself
-    reads (lengths, inputs), its observations already turned into potentials. ``weights`` is one number per example.
+    reads (inputs, lengths or starts), its observations already turned into potentials. ``weights`` is one number per
+    example. A sequential latent gets padded sequences with ``data.lengths``, or flat ones, [N, K] with ``data.starts``,
+    whose weights and log-normalizers are those of the steps (log p(x_t | x_1 … x_{t−1})).
     """
 
     #: The fields of `Data` it reads beside the potentials.
@@ -295,7 +352,13 @@ class Latent:
     min_examples: int = 1
     #: True when the z of different examples (rows of the potentials) are independent given x.
     independent: bool = False
+    #: True when an example is a sequence.
+    sequential: bool = False
     num_components: int
+
+    def calibrate(self, data: Data, weights: Array | None) -> Latent:
+        """The latent with its numerical constants taken from the data (see `Model.calibrate`)."""
+        return self
 
     def with_components(self, num_components: int) -> Latent:
         """The same latent with another number of values."""
@@ -318,11 +381,15 @@ class Latent:
         raise unsupported(self, "q", "the check of the M-step and a prior")
 
     def mode(self, params: PyTree, potentials: Array, data: Data) -> Array:
-        """The most probable z given the potentials."""
+        """The most probable z given the potentials: of a sequence the most probable path."""
         raise unsupported(self, "mode", "prediction")
 
-    def sample(self, key: Array, params: PyTree, num_examples: int) -> Array:
-        """Draws of z."""
+    def log_prob(self, params: PyTree, z: Array, data: Data) -> Array:
+        """log p(z | params) of every example."""
+        raise unsupported(self, "log_prob", "classification EM")
+
+    def sample(self, key: Array, params: PyTree, shape: tuple[int, ...], data: Data) -> Array:
+        """Draws of z, [N] or [B, T]; ``data`` has the inputs, where the latent reads them."""
         raise unsupported(self, "sample", "sampling")
 
     def pseudo_statistics(self) -> PyTree:
@@ -347,12 +414,16 @@ class Latent:
 class Family:
     """The K members of p(x | z = k, θ) at once, so that tying parameters across them is the family's own business.
 
-    ``statistics`` is whatever the family wants of each row (an array [N, P] for an exponential family, any pytree
-    otherwise); it is computed once per data set, or once per chunk.
+    ``statistics`` is whatever the family wants of each row (an array [N, P] for an exponential family, any pytree with
+    rows as the leading axis otherwise); it is computed once per data set, or once per chunk. A family always sees rows:
+    the steps of sequences are flattened for it, and what is masked or padded holds `filler`.
     """
 
-    #: The fields of `Data` it reads.
+    #: The fields of `Data` it reads. A family that reads "mask" takes cells that are missing one by one, [N, D]; rows
+    #: that are missing whole need nothing of it.
     reads: frozenset[str] = frozenset({"x"})
+    #: A number inside the support, put wherever nothing is observed.
+    filler: float = 0.0
     freezable: frozenset[str] = frozenset()
     freezable_by_component: frozenset[str] = frozenset()
 
@@ -364,6 +435,10 @@ class Family:
     def calibrated(self) -> bool:
         """True when `calibrate` has nothing left to do."""
         return True
+
+    def specialize(self, data: Data) -> Family:
+        """The family with what concrete data say about the shape of its program (see `Model.specialize`)."""
+        return self
 
     def validate(self, data: Data) -> None:
         """Raise ValueError, naming the row and column, where concrete data lie outside the support."""
@@ -392,9 +467,17 @@ class Family:
         """E[log p(x | z, params)] from the statistics."""
         raise unsupported(self, "q", "the check of the M-step and a prior")
 
-    def sample(self, key: Array, params: PyTree, z: Array) -> Array:
-        """One x for every z."""
+    def sample(self, key: Array, params: PyTree, z: Int[Array, " N"], data: Data) -> Array:
+        """One x, [N, D], for every z; ``data`` has the inputs, where the family reads them."""
         raise unsupported(self, "sample", "sampling")
+
+    def mean(self, params: PyTree, data: Data) -> Array:
+        """E[x | z = k]: [K, D], or [N, K, D] where the family reads inputs."""
+        raise unsupported(self, "mean", "prediction of observations")
+
+    def conditional_moments(self, params: PyTree, data: Data) -> tuple[Array, Array]:
+        """Mean [N, K, D] and covariance [N, K, D, D] of x given z = k and the observed cells of each row."""
+        raise unsupported(self, "conditional_moments", "imputation")
 
     def pseudo_statistics(self, overall: PyTree) -> PyTree:
         """Statistics of one imagined example per component, from those of the data, averaged per example, [K, …]."""

@@ -15,10 +15,10 @@ import numpy as np
 from jaxem import validate
 from jaxem.algorithms.em import EM
 from jaxem.driver import rankable, run_lanes
-from jaxem.fit import _check_on_failure, _control, _float_dtype, fit, make_result, report
+from jaxem.fit import _check_on_failure, _control, fit, make_result, report
 from jaxem.inference import icl
 from jaxem.initialize import KMeansPlusPlus, Start
-from jaxem.model import Diagnosis, Model, num_examples, pytree, static
+from jaxem.model import Diagnosis, Model, float_type, pytree, static
 from jaxem.result import Result, describe
 from jaxem.slots import Index
 from jaxem.stopping import Stopping
@@ -125,7 +125,8 @@ def _sweep(
     largest = max(models, key=lambda m: m.num_components)
     data = validate.to_device(data)
     n = validate.check_data(largest, data)
-    weights = validate.check_weights(weights, (n,), _float_dtype(data), largest.min_examples)
+    largest = largest.specialize(data)
+    weights = validate.check_weights(weights, (n,), float_type(data), largest.min_examples)
     num_starts = validate.check_count("num_starts", num_starts, 1)
     counts = jnp.array([model.num_components for model in models])
     fitted, run, diagnosis, best, weight = _sweep_program(
@@ -172,11 +173,11 @@ def _sweep_program(start, control, model, data, weights, key, counts, *, num_sta
 
     starts = jax.vmap(lambda count, keys: jax.vmap(lambda k: draw(count, k))(keys))(counts, keys)
     lanes = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), starts)
-    prepared = model.prepare(data)
+    prepared, weights = model.compress(data, weights)
     run = run_lanes(
         model, lanes, prepared, weights, index=Index(), algorithm=EM(), control=control, trace_size=trace_size
     )
-    weight = jnp.asarray(num_examples(data), run.objective.dtype) if weights is None else jnp.sum(weights)
+    weight = model.num_observations(prepared, weights)
     diagnosis = jax.vmap(lambda p: model.diagnose(p, weight))(run.params)
     run, diagnosis = jax.tree.map(lambda a: a.reshape(counts.shape[0], num_starts, *a.shape[1:]), (run, diagnosis))
     best = jnp.argmax(rankable(run.objective, run.status), axis=1)

@@ -51,7 +51,8 @@ class Case:
         return self._e_step(self.params, data, weights)
 
     def part(self, rows: Any) -> Any:
-        return jax.tree.map(lambda a: a[rows], self.data)
+        """Some of the examples, prepared by themselves."""
+        return self.model.prepare(jax.tree.map(lambda a: a[rows], self.raw))
 
 
 class _NotApplicable(Exception):
@@ -279,11 +280,18 @@ def _to_float32(leaf: Any) -> Any:
 def _sample(case: Case) -> None:
     """The sampler and the density agree: scores at the truth average to 0 within six standard errors."""
     free, back = _free(case)
+    count = 4000
+    options: dict[str, Any] = {}
+    inputs = getattr(case.raw, "inputs", None)
+    if inputs is not None:
+        inputs = options["inputs"] = inputs[np.random.default_rng(2).integers(0, case.rows, count)]
+    if getattr(getattr(case.raw, "x", None), "ndim", 2) == 3:
+        options["num_steps"] = case.raw.x.shape[1]
     try:
-        x, _ = jax.jit(case.model.sample, static_argnums=2)(case.key, case.params, 4000)
+        x, _ = jax.jit(lambda k, p: case.model.sample(k, p, count, **options))(case.key, case.params)
     except UnsupportedError as error:
         raise _NotApplicable(str(error)) from None
-    drawn = case.model.prepare(as_data(x))
+    drawn = case.model.prepare(Data(x=x, inputs=inputs))
 
     def one(row: Any, f: Any) -> Any:
         return case.model.e_step(back(f), jax.tree.map(lambda a: a[None], row)).log_likelihood
@@ -408,7 +416,7 @@ def check_family(family: Family, data: Any, *, key: jax.Array, num_components: i
         turned = family.take_components(params, np.roll(np.arange(k), 1))
         got = jnp.roll(family.log_prob(turned, statistics), -1, axis=-1)
         _close("family members", got, family.log_prob(params, statistics), rtol, "log p of permuted members")
-        draws = family.sample(key, params, jnp.arange(k))
+        draws = family.sample(key, params, jnp.arange(k), jax.tree.map(lambda a: a[:k], raw))
         if draws.shape[0] != k or not bool(jnp.all(jnp.isfinite(draws))):
             raise AssertionError(f"law family sampler: {k} values of z gave draws of shape {draws.shape}")
 

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxem.blocks import LONG, LONG_BLOCK, block_size_near, sum_over_blocks
 from jaxem.linalg import dot, rows_last
 from jaxem.model import Data, Family, unsupported
 
@@ -27,23 +29,36 @@ class ExponentialFamily(Family):
         """η of each component: the coefficients of T(x) in log p(x | z = k)."""
         raise unsupported(self, "natural", "the E-step")
 
-    def log_prob(self, params: Any, statistics: Float[Array, "*N P"]) -> Float[Array, "*N K"]:
-        natural = self.natural(params)
-        if rows_last(statistics):
-            return dot(natural, statistics.T).T
-        return dot(statistics, natural.T)
+    def log_prob(self, params: Any, statistics: Float[Array, "N P"]) -> Float[Array, "N K"]:
+        return linear(statistics, self.natural(params))
 
     def accumulate(
-        self, params: Any, statistics: Float[Array, "*N P"], marginals: Float[Array, "*N K"]
+        self, params: Any, statistics: Float[Array, "N P"], marginals: Float[Array, "N K"]
     ) -> Float[Array, "K P"]:
-        flat = marginals.reshape(-1, marginals.shape[-1])
-        return dot(flat.T, statistics.reshape(-1, statistics.shape[-1]))
+        return weighted_sums(marginals, statistics)
 
     def q(self, params: Any, stats: Float[Array, "K P"]) -> Float[Array, ""]:
         return jnp.sum(jnp.where(stats == 0, 0.0, self.natural(params) * stats))
 
     def pseudo_statistics(self, overall: Float[Array, "K P"]) -> Float[Array, "K P"]:
         return overall
+
+
+def linear(statistics: Float[Array, "N P"], natural: Float[Array, "K P"]) -> Float[Array, "N K"]:
+    """T(x_n) · η_k of every row and component."""
+    if rows_last(statistics):
+        return dot(natural, statistics.T).T
+    return dot(statistics, natural.T)
+
+
+def weighted_sums(marginals: Float[Array, "N K"], statistics: Float[Array, "N P"]) -> Float[Array, "K P"]:
+    """Σ_n r_nk T(x_n); over many rows block by block, because a long product in float32 loses digits."""
+    n = statistics.shape[0]
+    if n <= LONG:
+        return dot(marginals.T, statistics)
+    size = block_size_near(n, LONG_BLOCK)
+    term = lambda block, _: dot(block[0].T, block[1])  # noqa: E731
+    return sum_over_blocks(term, (marginals, statistics), jnp.ones(n, statistics.dtype), size, statistics.dtype)
 
 
 def observations(data: Data) -> jax.Array:
@@ -54,6 +69,11 @@ def observations(data: Data) -> jax.Array:
         hint = "; for one feature use x[:, None]" if x is not None and x.ndim == 1 else ""
         raise ValueError(f"x needs examples as rows and features as columns, [N, D]; got {given}{hint}")
     return x
+
+
+def seen(data: Data) -> np.ndarray:
+    """On the host: which cells of x are observed, as a mask that broadcasts against x."""
+    return np.asarray(True if data.mask is None else data.mask)
 
 
 def occupied(count: jax.Array) -> jax.Array:
@@ -83,12 +103,14 @@ def hold(frozen: Any, new: jax.Array, old: jax.Array | None) -> jax.Array:
     return jnp.where(mask.reshape(mask.shape + (1,) * (new.ndim - mask.ndim)), old, new)
 
 
-def weighted_mean(x: jax.Array, weights: jax.Array | None) -> jax.Array:
-    """Mean over all axes but the last, with one weight per example."""
-    axes = tuple(range(x.ndim - 1))
-    if weights is None:
-        return jnp.mean(x, axis=axes)
-    w = jnp.broadcast_to(weights.reshape(weights.shape + (1,) * (x.ndim - weights.ndim)), (*x.shape[:-1], 1))
+def weighted_mean(x: jax.Array, weights: jax.Array | None, mask: jax.Array | None = None) -> jax.Array:
+    """Mean over the rows, with one weight per row, of the observed cells; 0 in a column without any."""
+    if weights is None and mask is None:
+        return jnp.mean(x, axis=0)
+    w = jnp.ones(x.shape[:1], x.dtype) if weights is None else weights.astype(x.dtype)
     # Scale first: the sum of huge or tiny weights must not leave the range of the dtype.
-    w = w / jnp.max(w)
-    return jnp.sum(w * x, axis=axes) / jnp.sum(w)
+    w = (w / jnp.max(w))[:, None]
+    if mask is not None:
+        w = jnp.where(mask, w, 0)
+    total = jnp.sum(jnp.broadcast_to(w, x.shape), axis=0)
+    return jnp.sum(w * x, axis=0) / jnp.where(total > 0, total, 1)

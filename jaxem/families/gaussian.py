@@ -116,7 +116,10 @@ class Gaussian(ExponentialFamily):
         narrow = overall.shape[0] ** (-2.0 / d)
         return overall.at[:, 1 + d :].set(columns + narrow * (overall[:, 1 + d :] - columns))
 
-    def sample(self, key: jax.Array, params: GaussianParams, z: Array) -> Array:
+    def mean(self, params: GaussianParams, data: Data) -> Float[Array, "K D"]:
+        return params.mean
+
+    def sample(self, key: jax.Array, params: GaussianParams, z: Array, data: Data) -> Array:
         k, d = params.mean.shape
         root = cholesky(self.covariance.dense(params.covariance, k, d))
         noise = jax.random.normal(key, (*z.shape, d), params.mean.dtype)

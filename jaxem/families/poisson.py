@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import gammaln, xlogy
 
-from jaxem.families.base import ExponentialFamily, divide, hold, keep, observations, occupied, weighted_mean
+from jaxem.families.base import divide, observations, seen, weighted_mean
+from jaxem.families.columns import IndependentColumns
 from jaxem.model import Data, pytree
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float
+    from jaxtyping import Array, Float
 
 
 @pytree
@@ -25,7 +26,7 @@ class PoissonParams:
 
 
 @pytree
-class Poisson(ExponentialFamily):
+class Poisson(IndependentColumns):
     """Independent Poisson counts, ``log p(x | k) = Σ_d x_d log λ_kd − λ_kd − log x_d!``.
 
     center: [D], set by `calibrate`; log p is taken relative to a Poisson of that rate, because x log λ, λ and log x!
@@ -43,12 +44,12 @@ class Poisson(ExponentialFamily):
         return self.center is not None
 
     def calibrate(self, data: Data, weights: Array | None) -> Poisson:
-        rate = weighted_mean(observations(data), weights)
+        rate = weighted_mean(observations(data), weights, data.mask)
         return Poisson(jnp.where(rate > 0, rate, 1))
 
     def validate(self, data: Data) -> None:
         x = np.asarray(observations(data))
-        bad = np.argwhere((x < 0) | (x != np.floor(x)))
+        bad = np.argwhere(((x < 0) | (x != np.floor(x))) & seen(data))
         if len(bad):
             row, column = bad[0]
             raise ValueError(f"Poisson counts are 0, 1, 2, …; got {x[row, column]} in row {row}, column {column}")
@@ -57,13 +58,13 @@ class Poisson(ExponentialFamily):
         """Anscombe's square roots, whose variance does not depend on the rate."""
         return 2 * jnp.sqrt(jnp.maximum(observations(data), 0) + 0.375)
 
-    def statistics(self, data: Data) -> Float[Array, "*N P"]:
-        x = observations(data)
-        center = self._center(x.shape[-1], x.dtype)
-        base = jnp.sum(_log_pmf(x, center), axis=-1, keepdims=True)
-        return jnp.concatenate([jnp.ones_like(base), x - center, base], axis=-1)
+    def terms(self, x: Float[Array, "N D"]) -> tuple[Array]:
+        return (x - self._center(x.shape[-1], x.dtype),)
 
-    def natural(self, params: PoissonParams) -> Float[Array, "K P"]:
+    def base(self, x: Float[Array, "N D"]) -> Float[Array, "N D"]:
+        return _log_pmf(x, self._center(x.shape[-1], x.dtype))
+
+    def natural_columns(self, params: PoissonParams) -> tuple[Array, tuple[Array]]:
         rate = params.rate
         center = self._center(rate.shape[1], rate.dtype)
         # Near the centre all is written in the relative distance from it; far from it nothing cancels.
@@ -73,25 +74,17 @@ class Poisson(ExponentialFamily):
         far_log = jnp.log(jnp.maximum(rate, jnp.finfo(rate.dtype).tiny)) - jnp.log(center)
         log_ratio = jnp.where(near, jnp.log1p(small), far_log)
         excess = jnp.where(near, _excess_over_log(small), delta - far_log)
-        constant = -jnp.sum(center * excess, axis=-1, keepdims=True)
-        return jnp.concatenate([constant, log_ratio, jnp.ones_like(constant)], axis=-1)
+        return -center * excess, (log_ratio,)
 
-    def maximize(self, params: PoissonParams | None, stats: Float[Array, "K P"], frozen) -> PoissonParams:
-        count, excess = stats[:, 0], stats[:, 1:-1]
-        used = occupied(count)
-        center = self._center(excess.shape[1], stats.dtype)
-        rate = jnp.maximum(center + divide(excess, count, used), 0)
-        old = None if params is None else params.rate
-        return PoissonParams(hold(frozen.get("rate"), keep(used, rate, old), old))
+    def estimate(self, params: PoissonParams | None, count, terms, used, frozen) -> PoissonParams:
+        center = self._center(count.shape[1], count.dtype)
+        return PoissonParams(jnp.maximum(center + divide(terms[0], count, used), 0))
 
-    def sample(self, key: jax.Array, params: PoissonParams, z: Array) -> Array:
+    def mean(self, params: PoissonParams, data: Data) -> Float[Array, "K D"]:
+        return params.rate
+
+    def sample(self, key: jax.Array, params: PoissonParams, z: Array, data: Data) -> Array:
         return jax.random.poisson(key, params.rate[z]).astype(params.rate.dtype)
-
-    def take_components(self, params: PoissonParams, components) -> PoissonParams:
-        return PoissonParams(params.rate[components])
-
-    def degenerate(self, params: PoissonParams) -> Bool[Array, " K"]:
-        return jnp.zeros(params.rate.shape[0], bool)  # a rate of 0 is a proper boundary value
 
     def to_free(self, params: PoissonParams) -> PoissonParams:
         return PoissonParams(jnp.log(params.rate))

@@ -92,8 +92,11 @@ class Categorical(Latent):
     def mode(self, params: CategoricalParams, potentials: Float[Array, "N K"], data: Data) -> Int[Array, " N"]:
         return jnp.argmax(potentials + jnp.log(params.weights), axis=-1)
 
-    def sample(self, key: jax.Array, params: CategoricalParams, num_examples: int) -> Int[Array, " N"]:
-        return jax.random.categorical(key, jnp.log(params.weights), shape=(num_examples,))
+    def log_prob(self, params: CategoricalParams, z: Int[Array, " N"], data: Data) -> Float[Array, " N"]:
+        return jnp.log(params.weights)[z]
+
+    def sample(self, key: jax.Array, params: CategoricalParams, shape: tuple[int, ...], data: Data) -> Int[Array, " N"]:
+        return jax.random.categorical(key, jnp.log(params.weights), shape=shape)
 
     def pseudo_statistics(self) -> Float[Array, " K"]:
         return jnp.ones(self.num_components)

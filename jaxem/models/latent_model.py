@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxem.blocks import block_size_near, sum_over_blocks
+from jaxem import layout
+from jaxem.blocks import LONG, LONG_BLOCK, block_size_near, sum_over_blocks
 from jaxem.initialize import KMeansPlusPlus, Start
 from jaxem.model import (
     Data,
     Diagnosis,
     EStep,
     Family,
+    Imputation,
     Latent,
     Model,
     Prepared,
+    UnsupportedError,
     as_data,
+    float_type,
     num_examples,
     pytree,
 )
@@ -25,9 +30,6 @@ from jaxem.model import (
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
 
-# A float32 product over more rows than this loses digits (4e-6 of a count at 200 000 rows, everything at 30 million).
-_LONG = 2**18
-_LONG_BLOCK = 2**16
 # Starts look at no more rows than this, drawn at random for each start: centres do not get better by looking at all.
 _START_ROWS = 2**14
 
@@ -86,50 +88,112 @@ class LatentModel(Model):
 
     # The data's road: raw → calibrate (once, the whole) → prepare (once, or once a chunk) → e_step.
 
+    def specialize(self, data: Any) -> LatentModel:
+        return LatentModel(self.latent, self.likelihood.specialize(self._rows(self._read(data))))
+
     def _read(self, data: Any) -> Data:
+        """The data in their normal form: checked, and finite in every place that is not observed."""
         data = as_data(data)
-        ignored = data.given() - self.latent.reads - self.likelihood.reads
+        latent, family = type(self.latent).__name__, type(self.likelihood).__name__
+        data = jax.tree.map(jnp.asarray, data)
+        reads = self.latent.reads | self.likelihood.reads | {"labels", "x"}
+        if data.mask is not None and data.x is not None and data.mask.ndim < data.x.ndim:
+            reads |= {"mask"}  # observations that are missing whole are nobody's business but this model's
+        ignored = data.given() - reads
         if ignored:
-            latent, family = type(self.latent).__name__, type(self.likelihood).__name__
             raise ValueError(f"{', '.join(sorted(ignored))} given, but neither {latent} nor {family} reads it")
-        return jax.tree.map(jnp.asarray, data)
+        missing = ({"inputs"} & (self.latent.reads | self.likelihood.reads)) - data.given()
+        if missing:
+            raise ValueError(f"{latent} and {family} need inputs: pass jaxem.Data(x=..., inputs=...)")
+        return layout.normal(data, self.latent.sequential, self.likelihood.filler)
+
+    def _rows(self, data: Data) -> Data:
+        """What the family sees: one row for every observation."""
+        return layout.rows(data, self.likelihood.reads)
 
     def calibrate(self, data: Any, weights: Array | None = None) -> LatentModel:
+        data = self._read(data)
+        latent = self.latent.calibrate(data, weights)
         if self.likelihood.calibrated:
-            return self
-        return LatentModel(self.latent, self.likelihood.calibrate(self._read(data), weights))
+            return LatentModel(latent, self.likelihood)
+        each = layout.row_weights(data, weights)
+        return LatentModel(latent, self.likelihood.calibrate(self._rows(data), each))
 
     def prepare(self, data: Any) -> Prepared:
         if isinstance(data, Prepared):
             return data
         data = self._read(data)
-        rest = Data(**{name: getattr(data, name) for name in data.given() & self.latent.reads})
-        return Prepared(self.likelihood.statistics(data), rest)
+        statistics = self.likelihood.statistics(self._rows(data))
+        rest = Data(
+            mask=layout.observed(data),
+            inputs=data.inputs if "inputs" in self.latent.reads else None,
+            lengths=data.lengths,
+            starts=data.starts,
+            labels=data.labels,
+        )
+        return Prepared(layout.by_examples(statistics, layout.lead(data)), rest)
+
+    def num_observations(self, data: Any, weights: Float[Array, " N"] | None = None) -> Float[Array, ""]:
+        rest, dtype = (data.rest, float_type(data.statistics)) if isinstance(data, Prepared) else (data, None)
+        if dtype is None:
+            rest = self._read(data)
+            dtype = rest.x.dtype
+        if rest.lengths is None:
+            n = num_examples(data)
+            return jnp.asarray(n, dtype) if weights is None else jnp.sum(weights)
+        steps = rest.lengths.astype(dtype)
+        return jnp.sum(steps if weights is None else weights * steps)
+
+    def check_divisible(self, data: Any) -> None:
+        x = None if isinstance(data, Prepared) else as_data(data).x
+        flat = data.rest.starts is not None if isinstance(data, Prepared) else x is not None and x.ndim < 3
+        if self.latent.sequential and flat:
+            raise UnsupportedError(
+                "the rows of flat sequences cannot be cut into chunks or shards: pad them (jaxem.sequences.pad)"
+            )
 
     def validate(self, data: Any) -> None:
-        self.likelihood.validate(self._read(data))
+        layout.validate(as_data(data), self.num_components)
+        data = self._read(data)
+        self.likelihood.validate(self._rows(data))
 
     # EM.
 
     def e_step(self, params: LatentParams, data: Any, weights: Float[Array, " N"] | None = None) -> EStep:
         data = self.prepare(data)
-        if num_examples(data) <= _LONG:
+        if not self.latent.independent or num_examples(data) <= LONG:
             return self._e_step(params, data, weights)
-        dtype = jnp.result_type(*jax.tree.leaves(data.statistics))
-        size = block_size_near(num_examples(data), _LONG_BLOCK)
+        dtype = float_type(data.statistics)
+        size = block_size_near(num_examples(data), LONG_BLOCK)
         return sum_over_blocks(lambda block, w: self._e_step(params, block, w), data, weights, size, dtype)
 
     def _e_step(self, params: LatentParams, data: Prepared, weights: Array | None) -> EStep:
-        potentials = self.likelihood.log_prob(params.likelihood, data.statistics)
+        potentials = self._prepared_potentials(params, data)
         inferred = self.latent.infer(params.latent, potentials, data.rest, weights)
-        likelihood = self.likelihood.accumulate(params.likelihood, data.statistics, inferred.marginals)
+        likelihood = self._accumulate(params.likelihood, data, inferred.marginals)
         terms = inferred.log_normalizer
-        if weights is None:
-            weight = jnp.asarray(terms.shape[0], terms.dtype)
-        else:
-            weight = jnp.sum(weights)
+        if weights is not None:
             terms = jnp.where(weights == 0, 0, weights * terms)
-        return EStep(LatentStats(inferred.stats, likelihood), jnp.sum(terms), weight)
+        return EStep(LatentStats(inferred.stats, likelihood), jnp.sum(terms), self.num_observations(data, weights))
+
+    def _prepared_potentials(self, params: LatentParams, data: Prepared) -> Array:
+        """log p(x | z = k) of every observation: 0 where nothing is observed, −∞ where a label says otherwise."""
+        rest = data.rest
+        potentials = self.likelihood.log_prob(params.likelihood, layout.flatten(data.statistics, rest))
+        potentials = layout.by_examples(potentials, layout.lead_of(data))
+        if rest.mask is not None:
+            potentials = jnp.where(rest.mask[..., None], potentials, 0)
+        if rest.labels is not None:
+            allowed = (rest.labels[..., None] < 0) | (rest.labels[..., None] == jnp.arange(self.num_components))
+            potentials = jnp.where(allowed, potentials, -jnp.inf)
+        return potentials
+
+    def _accumulate(self, params: Any, data: Prepared, marginals: Array) -> Any:
+        """The family's statistics: only of what is observed."""
+        if data.rest.mask is not None:
+            marginals = jnp.where(data.rest.mask[..., None], marginals, 0)
+        rows = marginals.reshape(-1, marginals.shape[-1])
+        return self.likelihood.accumulate(params, layout.flatten(data.statistics, data.rest), rows)
 
     def m_step(self, params: LatentParams | None, stats: LatentStats, frozen=None) -> LatentParams:
         frozen = frozen or {}
@@ -152,29 +216,34 @@ class LatentModel(Model):
         strategy: Start | None = None,
         used: Bool[Array, " K"] | None = None,
     ) -> LatentParams:
-        """Parameters from the responsibilities that ``strategy`` (k-means++ by default) gives to the rows.
+        """Parameters from the responsibilities that ``strategy`` (k-means++ by default) gives to the observations.
 
         used: the components in use, all by default. The others start, and by EM's own arithmetic stay, at weight 0.
+        Rows with a label belong to their component from the start, and rows without to one of those that no label names.
         """
         data = self._read(data)
         n = num_examples(data)
-        if n > _START_ROWS:
+        most = max(1, _START_ROWS // math.prod(layout.lead(data)[1:]))
+        if n > most and not (self.latent.sequential and data.starts is not None):
             key, rows_key = jax.random.split(key)
-            rows = jax.random.randint(rows_key, (_START_ROWS,), 0, n)
+            rows = jax.random.randint(rows_key, (most,), 0, n)
             data = jax.tree.map(lambda a: a[rows], data)
             weights = None if weights is None else weights[rows]
-        features = self.likelihood.features(data)
-        rows = features.shape[:-1]  # [N], or [B, T] for sequences, whose weight is that of each of their steps
-        ones = jnp.ones(rows[0], features.dtype)
-        weights = ones if weights is None else weights / jnp.maximum(jnp.mean(weights), jnp.finfo(weights.dtype).tiny)
+        features = self.likelihood.features(self._rows(data))
+        each = layout.row_weights(data, weights)
+        each = jnp.ones(features.shape[0], features.dtype) if each is None else each
         strategy = KMeansPlusPlus() if strategy is None else strategy
         used = jnp.ones(self.num_components, bool) if used is None else used
-        flat = features.reshape(-1, features.shape[-1])
-        each = jnp.broadcast_to(_per_row(weights, len(rows)), rows).reshape(-1)
-        responsibilities = strategy.responsibilities(key, flat, each, used)
-        return self.from_responsibilities(responsibilities.reshape(*rows, -1), data, weights)
+        scaled = each / jnp.maximum(jnp.mean(each), jnp.finfo(each.dtype).tiny)
+        responsibilities = strategy.responsibilities(key, features, scaled, used)
+        if data.labels is not None:
+            responsibilities = _labelled(responsibilities, data.labels.reshape(-1))
+        lead = layout.lead(data)
+        return self.from_responsibilities(responsibilities.reshape(*lead, -1), data, weights)
 
-    def from_responsibilities(self, responsibilities: Float[Array, "N K"], data: Any, weights: Array) -> LatentParams:
+    def from_responsibilities(
+        self, responsibilities: Float[Array, "N K"], data: Any, weights: Array | None = None
+    ) -> LatentParams:
         """The M-step at given responsibilities, with one imagined example of the whole data in every component.
 
         The imagined example keeps a component of one row, or none, from starting at a point of infinite density.
@@ -189,25 +258,20 @@ class LatentModel(Model):
         marginals = responsibilities
         if weights is not None:
             marginals = responsibilities * _per_row(weights, responsibilities.ndim)
-        return LatentStats(
-            self.latent.accumulate(marginals, data.rest),
-            self.likelihood.accumulate(None, data.statistics, marginals),
-        )
+        return LatentStats(self.latent.accumulate(marginals, data.rest), self._accumulate(None, data, marginals))
 
     def _overall(self, data: Any, weights: Array | None) -> Any:
-        """The family's statistics per row (of a sequence: per step), the same for every component."""
+        """The family's statistics per observation, the same for every component."""
         data = self._read(data)
-        n = num_examples(data)
-        prepared = self.prepare(data)
-        dtype = jnp.result_type(*jax.tree.leaves(prepared.statistics))
-        rows = jax.eval_shape(self.likelihood.features, data).shape[1:-1]
+        each = layout.row_weights(data, weights)
+        statistics = self.likelihood.statistics(self._rows(data))
+        dtype = float_type(statistics)
+        each = jnp.ones(num_examples(statistics), dtype) if each is None else each
 
-        def total(block: Prepared, w: Any) -> tuple[Any, Array]:
-            share = jnp.broadcast_to(_per_row(w, len(rows) + 2), (w.shape[0], *rows, 1))
-            return self.likelihood.accumulate(None, block.statistics, share), jnp.sum(share)
+        def total(block: Any, w: Any) -> tuple[Any, Array]:
+            return self.likelihood.accumulate(None, block, w[:, None]), jnp.sum(w)
 
-        weights = jnp.ones(n, dtype) if weights is None else weights
-        stats, weight = sum_over_blocks(total, prepared, weights, _LONG_BLOCK, dtype)
+        stats, weight = sum_over_blocks(total, statistics, each, LONG_BLOCK, dtype)
         k = self.num_components
         return jax.tree.map(lambda a: jnp.broadcast_to(a / weight, (k, *a.shape[1:])), stats)
 
@@ -221,7 +285,7 @@ class LatentModel(Model):
         # Outside the loop nobody calibrated: take the centre from the data at hand, so that float32 stays accurate.
         model = self if isinstance(data, Prepared) else self.calibrate(data)
         prepared = model.prepare(data)
-        return model.likelihood.log_prob(params.likelihood, prepared.statistics), prepared.rest
+        return model._prepared_potentials(params, prepared), prepared.rest
 
     def log_likelihood(self, params: LatentParams, data: Any) -> Float[Array, " N"]:
         potentials, rest = self._potentials(params, data)
@@ -235,10 +299,33 @@ class LatentModel(Model):
         potentials, rest = self._potentials(params, data)
         return self.latent.mode(params.latent, potentials, rest)
 
-    def sample(self, key: Array, params: LatentParams, num_examples: int) -> tuple[Array, Array]:
+    def sample(
+        self, key: Array, params: LatentParams, num_examples: int, num_steps: int | None = None, inputs: Any = None
+    ) -> tuple[Array, Array]:
+        if self.latent.sequential and num_steps is None:
+            raise ValueError("a draw of sequences needs num_steps, their length")
+        if "inputs" in self.latent.reads | self.likelihood.reads and inputs is None:
+            raise ValueError("draws of this model need inputs, one row for every observation")
+        shape = (num_examples, num_steps) if self.latent.sequential and num_steps is not None else (num_examples,)
+        given = Data(inputs=None if inputs is None else jnp.asarray(inputs))
         latent_key, likelihood_key = jax.random.split(key)
-        z = self.latent.sample(latent_key, params.latent, num_examples)
-        return self.likelihood.sample(likelihood_key, params.likelihood, z), z
+        z = self.latent.sample(latent_key, params.latent, shape, given)
+        rows = Data(inputs=None if given.inputs is None else given.inputs.reshape(-1, given.inputs.shape[-1]))
+        x = self.likelihood.sample(likelihood_key, params.likelihood, z.reshape(-1), rows)
+        return x.reshape(*shape, *x.shape[1:]), z
+
+    def impute(self, params: LatentParams, data: Any) -> Imputation:
+        """Mixes the components' conditional moments by the posterior: E[x] and its law of total covariance."""
+        model = self.calibrate(data)
+        read = model._read(data)
+        posterior = self.posterior(params, data).reshape(-1, self.num_components)
+        mean, covariance = model.likelihood.conditional_moments(params.likelihood, model._rows(read))
+        overall = jnp.einsum("nk,nkd->nd", posterior, mean, precision="highest")
+        away = mean - overall[:, None, :]
+        spread = covariance + away[..., :, None] * away[..., None, :]
+        total = jnp.einsum("nk,nkde->nde", posterior, spread, precision="highest")
+        lead = layout.lead(read)
+        return Imputation(layout.by_examples(overall, lead), layout.by_examples(total, lead))
 
     def take_components(self, params: LatentParams, components: Int[Array, " C"]) -> LatentParams:
         return LatentParams(
@@ -254,6 +341,14 @@ class LatentModel(Model):
 
     def from_free(self, free: LatentParams) -> LatentParams:
         return LatentParams(self.latent.from_free(free.latent), self.likelihood.from_free(free.likelihood))
+
+
+def _labelled(responsibilities: Float[Array, "N K"], labels: Int[Array, " N"]) -> Float[Array, "N K"]:
+    """Rows with a label in their component; the others only in components that no label names, if at all."""
+    k = responsibilities.shape[1]
+    one_hot = (labels[:, None] == jnp.arange(k)).astype(responsibilities.dtype)
+    named = jnp.any(one_hot > 0, axis=0)
+    return jnp.where(labels[:, None] >= 0, one_hot, jnp.where(named, 0, responsibilities))
 
 
 def _per_row(weights: Array, ndim: int) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from jaxem.model import Diagnosis, EStep, Model
@@ -38,8 +39,20 @@ class Wrapper(Model):
     def m_step(self, params, stats, frozen=None) -> Any:
         return self.model.m_step(params, stats, frozen) if frozen else self.model.m_step(params, stats)
 
+    def specialize(self, data) -> Model:
+        return dataclasses.replace(self, model=self.model.specialize(data))
+
     def prepare(self, data) -> Any:
         return self.model.prepare(data)
+
+    def compress(self, data, weights=None) -> Any:
+        return self.model.compress(data, weights)
+
+    def num_observations(self, data, weights=None):
+        return self.model.num_observations(data, weights)
+
+    def check_divisible(self, data) -> None:
+        self.model.check_divisible(data)
 
     def validate(self, data) -> None:
         self.model.validate(data)
@@ -71,8 +84,11 @@ class Wrapper(Model):
     def predict(self, params, data):
         return self.model.predict(params, data)
 
-    def sample(self, key, params, num_examples):
-        return self.model.sample(key, params, num_examples)
+    def sample(self, key, params, num_examples, num_steps=None, inputs=None):
+        return self.model.sample(key, params, num_examples, num_steps, inputs)
+
+    def impute(self, params, data) -> Any:
+        return self.model.impute(params, data)
 
     def take_components(self, params, components) -> Any:
         return self.model.take_components(params, components)

@@ -52,7 +52,12 @@ class Chunked(Wrapper):
         """Nothing yet: the statistics of each row are made where they are used."""
         return data
 
+    def compress(self, data, weights=None) -> Any:
+        return data, weights
+
     def e_step(self, params, data, weights=None) -> EStep:
+        self.check_divisible(data)
+
         def term(block: Any, block_weights: jax.Array | None) -> EStep:
             return self.model.e_step(params, self.model.prepare(block), block_weights)
 
