@@ -145,8 +145,7 @@ class LatentModel(Model):
         return jnp.sum(steps if weights is None else weights * steps)
 
     def check_divisible(self, data: Any) -> None:
-        x = None if isinstance(data, Prepared) else as_data(data).x
-        flat = data.rest.starts is not None if isinstance(data, Prepared) else x is not None and x.ndim < 3
+        flat = data.rest.starts is not None if isinstance(data, Prepared) else as_data(data).x.ndim < 3
         if self.latent.sequential and flat:
             raise UnsupportedError(
                 "the rows of flat sequences cannot be cut into chunks or shards: pad them (jaxem.sequences.pad)"
