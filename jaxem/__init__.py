@@ -1,6 +1,6 @@
 """jaxem: Expectation-Maximization on accelerators."""
 
-from jaxem import datasets, latents, stopping, testing
+from jaxem import datasets, latents, sequences, stopping, testing
 from jaxem.algorithms import EM
 from jaxem.driver import Run, race_lanes, run, run_lanes
 from jaxem.families import Diagonal, Full, Gaussian, GaussianParams, Poisson, PoissonParams, Spherical, Tied
@@ -9,13 +9,14 @@ from jaxem.inference import elbo, icl
 from jaxem.initialize import KMeansPlusPlus, RandomPoints, RandomResponsibilities, Start
 from jaxem.io import load, save
 from jaxem.lane import Control
-from jaxem.latents import CategoricalParams
+from jaxem.latents import CategoricalParams, Hard, MarkovChainParams, left_to_right
 from jaxem.model import (
     Algorithm,
     Data,
     Diagnosis,
     EStep,
     Family,
+    Imputation,
     Inference,
     Info,
     Latent,
@@ -24,7 +25,7 @@ from jaxem.model import (
     pytree,
     static,
 )
-from jaxem.models import LatentModel, LatentParams, LatentStats, Mixture
+from jaxem.models import HMM, Forecast, LatentModel, LatentParams, LatentStats, Mixture, forecast, pair_posterior
 from jaxem.result import BatchResult, ConvergenceWarning, FitError, Result, Starts
 from jaxem.select import Selection, select
 from jaxem.slots import Index
@@ -36,6 +37,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "EM",
+    "HMM",
     "AbsoluteGain",
     "Aitken",
     "Algorithm",
@@ -50,10 +52,13 @@ __all__ = [
     "EStep",
     "Family",
     "FitError",
+    "Forecast",
     "Frozen",
     "Full",
     "Gaussian",
     "GaussianParams",
+    "Hard",
+    "Imputation",
     "Index",
     "Inference",
     "Info",
@@ -62,6 +67,7 @@ __all__ = [
     "LatentModel",
     "LatentParams",
     "LatentStats",
+    "MarkovChainParams",
     "Mixture",
     "Model",
     "Never",
@@ -87,15 +93,19 @@ __all__ = [
     "elbo",
     "fit",
     "fit_batch",
+    "forecast",
     "icl",
     "latents",
+    "left_to_right",
     "load",
+    "pair_posterior",
     "pytree",
     "race_lanes",
     "run",
     "run_lanes",
     "save",
     "select",
+    "sequences",
     "static",
     "stopping",
     "testing",

@@ -25,13 +25,14 @@ def lead(data: Data) -> tuple[int, ...]:
     return data.x.shape[:-1]
 
 
-def lead_of(data: Prepared) -> tuple[int, ...]:
-    """`lead` of prepared data."""
-    return jax.tree.leaves(data.statistics)[0].shape[: 1 if data.rest.lengths is None else 2]
+def lead_of(data: Prepared, sequential: bool) -> tuple[int, ...]:
+    """`lead` of prepared data: those of a sequential latent are padded unless they have starts."""
+    padded = sequential and data.rest.starts is None
+    return jax.tree.leaves(data.statistics)[0].shape[: 2 if padded else 1]
 
 
 def normal(data: Data, sequential: bool, filler: float) -> Data:
-    """Checked shapes; sequences with lengths or starts; ``filler`` in every cell of x that is not observed."""
+    """Checked shapes; flat sequences with starts; ``filler`` in every cell of x that is not observed."""
     x = data.x
     axes = {2, 3} if sequential else {2}
     if x is None or x.ndim not in axes:
@@ -45,8 +46,6 @@ def normal(data: Data, sequential: bool, filler: float) -> Data:
     if sequential and x.ndim == 3:
         if data.starts is not None:
             raise ValueError("starts belong to flat sequences, [N, D]; padded ones, [B, T, D], have lengths")
-        if data.lengths is None:
-            data = dataclasses.replace(data, lengths=jnp.full(x.shape[0], x.shape[1], jnp.int32))
     elif sequential:
         if data.lengths is not None:
             raise ValueError("lengths belong to padded sequences, [B, T, D]; flat ones, [N, D], have starts")
@@ -133,9 +132,9 @@ def by_examples(tree: Any, axes: tuple[int, ...]) -> Any:
     return tree if len(axes) == 1 else jax.tree.map(lambda a: a.reshape(*axes, *a.shape[1:]), tree)
 
 
-def flatten(tree: Any, rest: Data) -> Any:
+def flatten(tree: Any, axes: tuple[int, ...]) -> Any:
     """The inverse of `by_examples`."""
-    return tree if rest.lengths is None else jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), tree)
+    return tree if len(axes) == 1 else jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), tree)
 
 
 def validate(data: Data, num_components: int) -> None:

@@ -1,5 +1,7 @@
-"""Latent variables p(z | θ) with exact inference."""
+"""Latent variables: p(z | θ) with exact inference, and the wrappers that choose q."""
 
 from jaxem.latents.categorical import Categorical, CategoricalParams
+from jaxem.latents.hard import Hard
+from jaxem.latents.markov_chain import MarkovChain, MarkovChainParams, left_to_right
 
-__all__ = ["Categorical", "CategoricalParams"]
+__all__ = ["Categorical", "CategoricalParams", "Hard", "MarkovChain", "MarkovChainParams", "left_to_right"]

@@ -108,8 +108,8 @@ class Categorical(Latent):
         return params.weights * weight < 0.5
 
     def to_free(self, params: CategoricalParams) -> CategoricalParams:
-        """log π_k − log π_K for k < K."""
-        logs = jnp.log(params.weights)
+        """log π_k − log π_K for k < K; of a weight of 0 the logarithm of the smallest number."""
+        logs = jnp.log(jnp.maximum(params.weights, jnp.finfo(params.weights.dtype).tiny))
         return CategoricalParams(logs[..., :-1] - logs[..., -1:])
 
     def from_free(self, free: CategoricalParams) -> CategoricalParams:

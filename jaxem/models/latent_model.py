@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxem import layout
-from jaxem.blocks import LONG, LONG_BLOCK, block_size_near, sum_over_blocks
+from jaxem.blocks import LONG, LONG_BLOCK, block_size_near, long_sum, sum_over_blocks
 from jaxem.initialize import KMeansPlusPlus, Start
 from jaxem.model import (
     Data,
@@ -134,15 +134,19 @@ class LatentModel(Model):
         return Prepared(layout.by_examples(statistics, layout.lead(data)), rest)
 
     def num_observations(self, data: Any, weights: Float[Array, " N"] | None = None) -> Float[Array, ""]:
-        rest, dtype = (data.rest, float_type(data.statistics)) if isinstance(data, Prepared) else (data, None)
-        if dtype is None:
-            rest = self._read(data)
-            dtype = rest.x.dtype
-        if rest.lengths is None:
-            n = num_examples(data)
-            return jnp.asarray(n, dtype) if weights is None else jnp.sum(weights)
-        steps = rest.lengths.astype(dtype)
-        return jnp.sum(steps if weights is None else weights * steps)
+        if isinstance(data, Prepared):
+            axes, dtype, lengths = (
+                layout.lead_of(data, self.latent.sequential),
+                float_type(data.statistics),
+                data.rest.lengths,
+            )
+        else:
+            read = self._read(data)
+            axes, dtype, lengths = layout.lead(read), read.x.dtype, read.lengths
+        if lengths is not None:
+            steps = lengths.astype(dtype)
+            return jnp.sum(steps if weights is None else weights * steps)
+        return jnp.asarray(math.prod(axes) if weights is None else math.prod(axes[1:]) * jnp.sum(weights), dtype)
 
     def check_divisible(self, data: Any) -> None:
         flat = data.rest.starts is not None if isinstance(data, Prepared) else as_data(data).x.ndim < 3
@@ -173,13 +177,14 @@ class LatentModel(Model):
         terms = inferred.log_normalizer
         if weights is not None:
             terms = jnp.where(weights == 0, 0, weights * terms)
-        return EStep(LatentStats(inferred.stats, likelihood), jnp.sum(terms), self.num_observations(data, weights))
+        return EStep(LatentStats(inferred.stats, likelihood), long_sum(terms), self.num_observations(data, weights))
 
     def _prepared_potentials(self, params: LatentParams, data: Prepared) -> Array:
         """log p(x | z = k) of every observation: 0 where nothing is observed, −∞ where a label says otherwise."""
         rest = data.rest
-        potentials = self.likelihood.log_prob(params.likelihood, layout.flatten(data.statistics, rest))
-        potentials = layout.by_examples(potentials, layout.lead_of(data))
+        axes = layout.lead_of(data, self.latent.sequential)
+        potentials = self.likelihood.log_prob(params.likelihood, layout.flatten(data.statistics, axes))
+        potentials = layout.by_examples(potentials, axes)
         if rest.mask is not None:
             potentials = jnp.where(rest.mask[..., None], potentials, 0)
         if rest.labels is not None:
@@ -192,7 +197,8 @@ class LatentModel(Model):
         if data.rest.mask is not None:
             marginals = jnp.where(data.rest.mask[..., None], marginals, 0)
         rows = marginals.reshape(-1, marginals.shape[-1])
-        return self.likelihood.accumulate(params, layout.flatten(data.statistics, data.rest), rows)
+        axes = layout.lead_of(data, self.latent.sequential)
+        return self.likelihood.accumulate(params, layout.flatten(data.statistics, axes), rows)
 
     def m_step(self, params: LatentParams | None, stats: LatentStats, frozen=None) -> LatentParams:
         frozen = frozen or {}
