@@ -40,6 +40,6 @@ def elbo(
         raise UnsupportedError(
             f"q of shape [N, K] does not describe a distribution over the dependent values of {name}"
         )
-    expected = model.q(params, model.complete_statistics(q, data, weights))
+    expected = model.expected_log_joint(params, data, q, weights)
     entropy = jnp.sum(entr(q), axis=-1)
     return expected + jnp.sum(entropy if weights is None else entropy * weights)

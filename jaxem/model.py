@@ -456,7 +456,7 @@ class Family:
         raise unsupported(self, "log_prob", "the E-step")
 
     def accumulate(self, params: PyTree, statistics: PyTree, marginals: Float[Array, "*N K"]) -> PyTree:
-        """Σ_n marginals[n, k] T(x_n)."""
+        """Σ_n marginals[n, k] T(x_n). ``params`` is None at a start, also where the family is `augmented`."""
         raise unsupported(self, "accumulate", "the E-step")
 
     def maximize(self, params: PyTree | None, stats: PyTree, frozen: FrozenLeaves) -> PyTree:
@@ -478,6 +478,13 @@ class Family:
     def conditional_moments(self, params: PyTree, data: Data) -> tuple[Array, Array]:
         """Mean [N, K, D] and covariance [N, K, D, D] of x given z = k and the observed cells of each row."""
         raise unsupported(self, "conditional_moments", "imputation")
+
+    def augmented(self, statistics: PyTree) -> bool:
+        """True when `accumulate` needs the parameters: to fill in what is missing beside z (cells of x, a scale).
+
+        q of such statistics has the gradient of Σ_nk r_nk log p(x_n | z = k) at these parameters, but another value.
+        """
+        return False
 
     def pseudo_statistics(self, overall: PyTree) -> PyTree:
         """Statistics of one imagined example per component, from those of the data, averaged per example, [K, …]."""

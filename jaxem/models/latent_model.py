@@ -265,6 +265,21 @@ class LatentModel(Model):
             marginals = responsibilities * _per_row(weights, responsibilities.ndim)
         return LatentStats(self.latent.accumulate(marginals, data.rest), self._accumulate(None, data, marginals))
 
+    def expected_log_joint(
+        self, params: LatentParams, data: Any, responsibilities: Float[Array, "N K"], weights: Array | None = None
+    ) -> Float[Array, ""]:
+        """E_q[log p(x, z | params)] for a given q(z), summed over examples."""
+        data = self.prepare(data)
+        stats = self.complete_statistics(responsibilities, data, weights)
+        if not self.likelihood.augmented(data.statistics):
+            return self.q(params, stats)
+        # Statistics at other parameters, or none, say nothing of the density of what is observed.
+        marginals = responsibilities
+        if weights is not None:
+            marginals = responsibilities * _per_row(weights, responsibilities.ndim)
+        terms = jnp.where(marginals == 0, 0, marginals * self._prepared_potentials(params, data))
+        return self.latent.q(params.latent, stats.latent) + jnp.sum(terms)
+
     def _overall(self, data: Any, weights: Array | None) -> Any:
         """The family's statistics per observation, the same for every component."""
         data = self._read(data)
