@@ -40,3 +40,25 @@ def many(seed: int, sets: int, n: int, d: int, k: int, spread: float) -> Arrays:
     begin = [starts(seed + i, x, k, 1) for i, x in enumerate(data)]
     together = {name: np.concatenate([one[name] for one in begin]) for name in begin[0]}
     return {"x": np.stack(data), **together}
+
+
+def sequences(seed: int, count: int, length: int, d: int, k: int, spread: float) -> Arrays:
+    """Sequences [count, length, D] of a Gaussian hidden Markov model with sticky states, and one start near the truth."""
+    rng = np.random.default_rng(seed)
+    transition = 0.9 * np.eye(k) + 0.1 * rng.dirichlet(np.ones(k), k)
+    edges = np.cumsum(transition, axis=1)
+    means = rng.normal(0, spread, (k, d))
+    z = np.empty((length, count), np.int64)
+    z[0] = rng.integers(0, k, count)
+    draws = rng.random((length, count))
+    for t in range(1, length):
+        z[t] = np.minimum((draws[t][:, None] > edges[z[t - 1]]).sum(axis=1), k - 1)
+    x = means[z.T] + rng.normal(size=(count, length, d))
+    start = 0.8 * np.eye(k) + 0.2 / k
+    return {
+        "x": x.astype(np.float32),
+        "initial": np.full(k, 1 / k, np.float32),
+        "transition": start.astype(np.float32),
+        "means": (means + 0.3 * rng.normal(size=means.shape)).astype(np.float32),
+        "covariances": np.broadcast_to(1.5 * np.eye(d), (k, d, d)).astype(np.float32),
+    }

@@ -20,7 +20,7 @@ LONG = 2**18
 LONG_BLOCK = 2**16
 
 
-def _two_sum(total: jax.Array, error: jax.Array, term: jax.Array) -> tuple[jax.Array, jax.Array]:
+def two_sum(total: jax.Array, error: jax.Array, term: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Neumaier's step: the new total and everything lost so far (a total that is not finite loses nothing)."""
     new = total + term
     lost = jnp.where(jnp.abs(total) >= jnp.abs(term), (total - new) + term, (term - new) + total)
@@ -57,7 +57,7 @@ def _compensated_sum(term: Callable[[Any], Any], blocks: Any) -> Any:
 
     def body(carry: tuple[Any, Any], block: Any) -> tuple[tuple[Any, Any], None]:
         total, error = carry
-        pairs = jax.tree.map(_two_sum, total, error, term(block))
+        pairs = jax.tree.map(two_sum, total, error, term(block))
         return jax.tree.transpose(jax.tree.structure(total), jax.tree.structure((0, 0)), pairs), None
 
     shapes = jax.eval_shape(lambda b: term(jax.tree.map(lambda a: a[0], b)), blocks)

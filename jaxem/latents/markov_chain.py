@@ -79,63 +79,59 @@ class MarkovChain(Latent):
     # Inference. Time comes first inside; steps beyond a length have potentials of 0, which change nothing before them.
 
     def infer(self, params: MarkovChainParams, potentials: Array, data: Data, weights: Array | None) -> Inference:
-        smoothed = self._smooth(params, potentials, data)
-        marginals, factor = smoothed.marginals()
-        each = _step_weights(data, weights, factor)
+        each = _step_weights(data, weights, potentials)
+        pair_weights = jnp.where(_followed(data, potentials), 1 if each is None else each, 0).astype(potentials.dtype)
+        smoothed = self._smooth(params, potentials, data, pair_weights=_as_chains(pair_weights, data))
+        marginals = _as_given(smoothed.marginals, data)
         if each is not None:
             marginals = marginals * each[..., None]
-        stats = MarkovChainParams(_first(marginals, data), self._pairs(params, smoothed, factor, data, each))
-        return Inference(_time_back(marginals, data), stats, _per_example(smoothed.evidence, data))
+        # Σ p(z_t = i, z_{t+1} = j | x): no array of pairs.
+        stats = MarkovChainParams(_first(marginals, data), params.transition * smoothed.pairs)
+        return Inference(marginals, stats, _per_example(_as_given(smoothed.evidence, data), data))
 
-    def _smooth(self, params: MarkovChainParams, potentials: Array, data: Data) -> Smoothed:
-        starts = None if data.starts is None else data.starts[:, None]
-        return forward_backward(params.initial, params.transition, _time_first(potentials, data), starts)
-
-    def _pairs(
-        self, params: MarkovChainParams, smoothed: Smoothed, factor: Array, data: Data, each: Array | None
-    ) -> Array:
-        """Σ p(z_t = i, z_{t+1} = j | x): one product over all steps, no array of pairs."""
-        k = self.num_components
-        share = jnp.where(_followed(data, factor.shape), factor if each is None else factor * each, 0)
-        before = (smoothed.filtered * share[..., None])[:-1].reshape(-1, k)
-        return params.transition * weighted_sums(before, smoothed.ahead[1:].reshape(-1, k))
+    def _smooth(self, params: MarkovChainParams, potentials: Array, data: Data, **options: Any) -> Smoothed:
+        starts = None if data.starts is None else data.starts[None]
+        return forward_backward(params.initial, params.transition, _as_chains(potentials, data), starts, **options)
 
     def pair_posterior(self, params: MarkovChainParams, potentials: Array, data: Data) -> Float[Array, "B T-1 K K"]:
         """p(z_t = i, z_{t+1} = j | x) of every step and its next; 0 where a sequence has none."""
-        smoothed = self._smooth(params, potentials, data)
-        _, factor = smoothed.marginals()
-        share = jnp.where(_followed(data, factor.shape), factor, 0)[:-1, :, None, None]
-        pairs = smoothed.filtered[:-1, :, :, None] * params.transition * smoothed.ahead[1:, :, None, :] * share
-        return _time_back(pairs, data)
+        smoothed = self._smooth(params, potentials, data, keep=True)
+        followed = _as_chains(_followed(data, potentials), data)
+        share = jnp.where(followed, smoothed.factor, 0)[:, :-1, None, None]
+        pairs = smoothed.filtered[:, :-1, :, None] * params.transition * smoothed.ahead[:, 1:, None, :] * share
+        return _as_given(pairs, data)
 
     def filtered(self, params: MarkovChainParams, potentials: Array, data: Data) -> Float[Array, "B T K"]:
         """p(z_t | x_1 … x_t)."""
-        return _time_back(self._smooth(params, potentials, data).filtered, data)
+        return _as_given(self._smooth(params, potentials, data, keep=True).filtered, data)
 
     def accumulate(self, marginals: Array, data: Data) -> MarkovChainParams:
         """As if steps were independent given q: exact where q is a path, and all that marginals alone can say."""
-        marginals = _time_first(marginals, data)
-        total = jnp.sum(marginals, axis=-1)
-        known = _followed(data, total.shape)[:-1] & (total[1:] > 0)
-        share = jnp.where(known, 1 / jnp.where(known, total[1:], 1), 0)
-        before = (marginals[:-1] * share[..., None]).reshape(-1, self.num_components)
-        pairs = weighted_sums(before, marginals[1:].reshape(-1, self.num_components))
+        followed = _as_chains(_followed(data, marginals), data)[:, :-1]
+        chains = _as_chains(marginals, data)
+        total = jnp.sum(chains, axis=-1)
+        known = followed & (total[:, 1:] > 0)
+        share = jnp.where(known, 1 / jnp.where(known, total[:, 1:], 1), 0)
+        before = (chains[:, :-1] * share[..., None]).reshape(-1, self.num_components)
+        pairs = weighted_sums(before, chains[:, 1:].reshape(-1, self.num_components))
         return MarkovChainParams(_first(marginals, data), pairs)
 
     def mode(self, params: MarkovChainParams, potentials: Array, data: Data) -> Int[Array, "B T"]:
         """The Viterbi path; −1 beyond the end of a sequence."""
-        starts = None if data.starts is None else data.starts[:, None]
-        path = viterbi(params.initial, params.transition, _time_first(potentials, data), starts)
-        within = _within(data, path.shape)
-        return _time_back(path if within is None else jnp.where(within, path, -1), data)
+        starts = None if data.starts is None else data.starts[None]
+        path = viterbi(params.initial, params.transition, _as_chains(potentials, data), starts)
+        path = _as_given(path, data)
+        within = _within(data, potentials)
+        return path if within is None else jnp.where(within, path, -1)
 
     def log_prob(self, params: MarkovChainParams, z: Array, data: Data) -> Array:
-        z = jnp.maximum(_time_first(z, data), 0)
-        moves = jnp.log(params.transition)[z[:-1], z[1:]]
-        moves = jnp.where(_followed(data, z.shape)[:-1], moves, 0)
-        first = (jnp.arange(z.shape[0]) == 0)[:, None] if data.starts is None else data.starts[:, None]
-        begins = jnp.where(first, jnp.log(params.initial)[z], 0)
-        return _per_example(begins + jnp.concatenate([jnp.zeros_like(moves[:1]), moves]), data)
+        followed = _as_chains(_followed(data, z[..., None]), data)[:, :-1]
+        chains = jnp.maximum(_as_chains(z, data), 0)
+        moves = jnp.where(followed, jnp.log(params.transition)[chains[:, :-1], chains[:, 1:]], 0)
+        first = (jnp.arange(chains.shape[1]) == 0)[None] if data.starts is None else data.starts[None]
+        begins = jnp.where(first, jnp.log(params.initial)[chains], 0)
+        terms = begins + jnp.concatenate([jnp.zeros_like(moves[:, :1]), moves], axis=1)
+        return _per_example(_as_given(terms, data), data)
 
     # Learning.
 
@@ -251,48 +247,50 @@ def _from_free(free: Array, allowed: np.ndarray) -> Array:
     return jax.nn.softmax(logits.at[index].set(free), axis=1)
 
 
-# Time first inside, examples first outside; flat sequences are one chain with starts.
+# Sequences are [B, T, …] as given; flat ones, [N, …], are one chain with starts.
 
 
-def _time_first(a: Array, data: Data) -> Array:
-    return jnp.swapaxes(a, 0, 1) if data.starts is None else a[:, None]
+def _as_chains(a: Array, data: Data) -> Array:
+    return a if data.starts is None else a[None]
 
 
-def _time_back(a: Array, data: Data) -> Array:
-    return jnp.swapaxes(a, 0, 1) if data.starts is None else a[:, 0]
+def _as_given(a: Array, data: Data) -> Array:
+    return a if data.starts is None else a[0]
 
 
-def _within(data: Data, shape: tuple[int, ...]) -> Array | None:
-    return None if data.lengths is None else jnp.arange(shape[0])[:, None] < data.lengths
+def _within(data: Data, potentials: Array) -> Array | None:
+    """Which steps are not beyond the end of their sequence; None where all are."""
+    return None if data.lengths is None else jnp.arange(potentials.shape[1]) < data.lengths[:, None]
 
 
-def _followed(data: Data, shape: tuple[int, ...]) -> Array:
-    """[T, B], True where a step is followed by another one of its sequence."""
+def _followed(data: Data, potentials: Array) -> Array:
+    """True where a step is followed by another one of its sequence."""
     if data.starts is not None:
-        return ~jnp.concatenate([data.starts[1:], jnp.ones(1, bool)])[:, None]
-    lengths = jnp.full(shape[1], shape[0]) if data.lengths is None else data.lengths
-    return jnp.arange(1, shape[0] + 1)[:, None] < lengths
+        return ~jnp.concatenate([data.starts[1:], jnp.ones(1, bool)])
+    sequences, steps = potentials.shape[:2]
+    lengths = jnp.full(sequences, steps) if data.lengths is None else data.lengths
+    return jnp.arange(1, steps + 1) < lengths[:, None]
 
 
-def _step_weights(data: Data, weights: Array | None, like: Array) -> Array | None:
-    """[T, B], 0 beyond the end of a sequence; None where all are 1."""
-    within = _within(data, like.shape)
+def _step_weights(data: Data, weights: Array | None, potentials: Array) -> Array | None:
+    """The weight of every step, 0 beyond the end of a sequence; None where all are 1."""
+    within = _within(data, potentials)
     if weights is None:
-        return None if within is None else within.astype(like.dtype)
-    each = weights[None, :] if data.starts is None else weights[:, None]
+        return None if within is None else within.astype(potentials.dtype)
+    each = jnp.broadcast_to(weights if data.starts is not None else weights[:, None], potentials.shape[:-1])
     return each if within is None else jnp.where(within, each, 0)
 
 
 def _first(marginals: Array, data: Data) -> Array:
     """The marginals of the first steps, summed; beyond the end of a sequence they are 0."""
     if data.starts is None:
-        return jnp.sum(marginals[0], axis=0)
-    return jnp.sum(jnp.where(data.starts[:, None, None], marginals, 0), axis=(0, 1))
+        return jnp.sum(marginals[:, 0], axis=0)
+    return jnp.sum(jnp.where(data.starts[:, None], marginals, 0), axis=0)
 
 
 def _per_example(terms: Array, data: Data) -> Array:
     """Sums over the steps of each sequence; of flat sequences the steps themselves."""
     if data.starts is not None:
-        return terms[:, 0]
-    within = _within(data, terms.shape)
-    return long_sum(terms if within is None else jnp.where(within, terms, 0))
+        return terms
+    within = _within(data, terms)
+    return long_sum((terms if within is None else jnp.where(within, terms, 0)).T)

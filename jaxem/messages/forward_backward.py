@@ -4,11 +4,12 @@ Messages are probabilities, so transitions of exactly 0 need no special care. A 
 reached at all against the most likely *of those*; a float32 chain of a million steps neither underflows nor drifts, and
 a state that is almost impossible but alone possible keeps its weight.
 
-Sequential: one scan over time that carries the forward and the backward message together. In blocks: time is cut into
-S blocks that are scanned side by side, S times shorter, from messages at their borders. Chains forget, so the borders
-are first guessed by scanning the last steps before each of them from nothing. Whether that was enough is then *seen*:
-the guesses must be where the blocks next door arrive. Where they are not, the borders are computed exactly, by composing
-the blocks' K x K operators, which costs K times a scan. Both ways give the sequential numbers up to rounding.
+Inside, time comes first and rows last, [L, K, R], so that everything a step does runs along the rows R: sequences and,
+in blocks, S blocks of time side by side, each S times shorter. Their messages start from those at their borders. Chains
+forget, so the borders are first guessed by scanning the last steps before each of them from nothing. Whether that was
+enough is then *seen*: the blocks next door must arrive where they were guessed to. Where they do not, the borders are
+computed exactly, by composing the blocks' K x K operators, which costs K times a scan. Either way the numbers are the
+sequential ones up to rounding.
 """
 
 from __future__ import annotations
@@ -19,86 +20,99 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxem.blocks import two_sum
 from jaxem.linalg import dot
 from jaxem.model import pytree
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
 
-# Blocks pay for few and long sequences: so many rows at once fill the vector units, and fewer steps are not worth it.
-_ROWS = 256
+# Blocks pay for few and long sequences: so many rows fill the vector units.
+_ROWS = 1024
 _LONG = 4096
-# Steps from which a border is guessed.
-_WARM_UP = 256
+# Steps from which a border is guessed, and how many times more a block has.
+_WARM_UP = 128
+_BLOCK = 6
 # Guessed borders agree with the blocks beside them to so many roundings, relative to each entry.
 _AGREEMENT = 256
 
 
 @pytree
 class Smoothed:
-    """What forward-backward leaves behind, time first.
+    """What forward-backward leaves behind.
 
-    filtered: p(z_t | x_1 … x_t), [T, B, K]. ahead: ∝ p(x_t … x_T | z_t), each normalized to sum 1, [T, B, K].
-    behind: ∝ p(x_{t+1} … x_T | z_t), on the scale that ``ahead`` of the next step gives it, [T, B, K].
-    evidence: log p(x_t | x_1 … x_{t−1}), [T, B].
+    marginals: p(z_t | x), [B, T, K]. evidence: log p(x_t | x_1 … x_{t−1}), [B, T]. pairs: Σ_t w_t p(z_t = i,
+    z_{t+1} = j | x) divided by the transition i → j, [K, K]. With ``keep`` also the messages, [B, T, K]: filtered,
+    p(z_t | x_1 … x_t); ahead, ∝ p(x_t … x_T | z_t), which sums to 1; and factor, [B, T], with which
+    p(z_t = i, z_{t+1} = j | x) = factor_t filtered_t(i) transition(i, j) ahead_{t+1}(j).
     """
 
-    filtered: Float[Array, "T B K"]
-    ahead: Float[Array, "T B K"]
-    behind: Float[Array, "T B K"]
-    evidence: Float[Array, "T B"]
-
-    def marginals(self) -> tuple[Float[Array, "T B K"], Float[Array, "T B"]]:
-        """p(z_t | x), and the factor 1/Σ_k filtered · behind that makes them sum to 1 (0 where nothing is possible)."""
-        joint = self.filtered * self.behind
-        total = jnp.sum(joint, axis=-1)
-        # A NaN total is kept: data that are not numbers must be seen, not turned into "impossible".
-        factor = jnp.where(total == 0, 0, 1 / jnp.where(total == 0, 1, total))
-        return joint * factor[..., None], factor
+    marginals: Float[Array, "B T K"]
+    evidence: Float[Array, "B T"]
+    pairs: Float[Array, "K K"] | None = None
+    filtered: Float[Array, "B T K"] | None = None
+    ahead: Float[Array, "B T K"] | None = None
+    factor: Float[Array, "B T"] | None = None
 
 
 def forward_backward(
     initial: Float[Array, " K"],
-    transition: Float[Array, "K K"] | Float[Array, "T B K K"],
-    potentials: Float[Array, "T B K"],
-    starts: Bool[Array, "T B"] | None = None,
+    transition: Float[Array, "K K"] | Float[Array, "B T K K"],
+    potentials: Float[Array, "B T K"],
+    starts: Bool[Array, "B T"] | None = None,
+    pair_weights: Float[Array, "B T"] | None = None,
+    *,
     blocks: int | None = None,
+    keep: bool = False,
 ) -> Smoothed:
-    """Messages both ways along B chains at once, ``p(z, x) ∝ p(z_1) Π p(z_t | z_{t−1}) exp(potentials_t(z_t))``.
+    """Posterior of B chains at once, ``p(z, x) ∝ p(z_1) Π p(z_{t+1} | z_t) Π exp(potentials_t(z_t))``.
 
-    initial, transition: probabilities. A transition for every step, [T, B, K, K], goes *into* step t (that into the
-    first is not read). starts: True where another sequence begins; none goes over such a border. A potential of 0 in
-    all states is a step without an observation; padding at the end changes nothing. blocks: how many blocks of time; 1
-    is sequential; by default chosen from the shape.
+    initial, transition: probabilities. A transition of every step, [B, T, K, K], goes *out of* step t (that of the last
+    is not read). starts: True where another sequence begins; no transition leads over such a border. A potential of 0 in
+    all states is a step without an observation; padding at the end changes nothing before it. pair_weights: w_t of the
+    pair (t, t + 1) in ``pairs``, 0 where no step follows. blocks: how many blocks of time, 1 being sequential; by default
+    chosen from the shape. An impossible step has evidence −∞ (Rabiner 1989; Hassan, Särkkä & García-Fernández 2021 for
+    operators of blocks).
     """
     if blocks is None:
-        blocks = _choose_blocks(*potentials.shape[:2]) if transition.ndim == 2 else 1
-    chain = _Chain(initial, transition, starts)
-    if blocks == 1:
-        return _sequential(chain, potentials)
-    return _in_blocks(blocks, chain, potentials)
+        blocks = _choose_blocks(*potentials.shape[:2])
+    chain = _Chain(initial, transition, potentials, starts, pair_weights)
+    return _sequential(keep, chain) if blocks == 1 else _in_blocks(blocks, keep, chain)
 
 
 class _Chain(NamedTuple):
-    initial: jax.Array
-    transition: jax.Array
-    starts: jax.Array | None
+    initial: Any
+    transition: Any
+    potentials: Any
+    starts: Any
+    pair_weights: Any
 
 
-def _choose_blocks(steps: int, sequences: int) -> int:
+class _Rows(NamedTuple):
+    """A chain inside: [L, K, R]; ``ends`` marks the last step of a sequence, ``start`` the first."""
+
+    initial: Any  # [K, 1]
+    transition: Any  # [K, K], or None where every step has its own
+    potentials: Any
+    starts: Any
+    ends: Any
+    pair_weights: Any
+    own: Any  # [L, K, K, R] or None
+
+
+def _choose_blocks(sequences: int, steps: int) -> int:
     if steps < _LONG or sequences * 2 > _ROWS:
         return 1
-    return max(1, min(_ROWS // sequences, steps // _WARM_UP))
+    return max(1, min(_ROWS // sequences, steps // (_BLOCK * _WARM_UP)))
 
 
 def _weigh(message: Array, potential: Array) -> tuple[Array, tuple[Array, Array]]:
-    """``message · exp(potential)`` normalized, and its sum as (total, peak), the sum being total · exp(peak)."""
-    reachable = message > 0
-    peak = jnp.max(jnp.where(reachable, potential, -jnp.inf), axis=-1, keepdims=True)
+    """``message · exp(potential)`` normalized over K, and its sum as (total, peak), the sum being total · exp(peak)."""
+    peak = jnp.max(jnp.where(message > 0, potential, -jnp.inf), axis=0, keepdims=True)
     peak = jnp.where(jnp.isneginf(peak), 0, peak)
     weighed = message * jnp.exp(jnp.minimum(potential - peak, 0))
-    total = jnp.sum(weighed, axis=-1, keepdims=True)
-    return weighed / jnp.where(total == 0, 1, total), (total[..., 0], peak[..., 0])
+    total = jnp.sum(weighed, axis=0, keepdims=True)
+    return weighed / jnp.where(total == 0, 1, total), (total[0], peak[0])
 
 
 def _evidence(total: Array, peak: Array) -> Array:
@@ -106,156 +120,179 @@ def _evidence(total: Array, peak: Array) -> Array:
     return jnp.where(total == 0, -jnp.inf, jnp.log(jnp.where(total == 0, 1, total)) + peak)
 
 
-def _forward(message: Array, transition: Array) -> Array:
-    if transition.ndim == 2:
-        return dot(message, transition)
-    return jnp.sum(message[..., :, None] * transition, axis=-2)
+def _onward(rows: _Rows, message: Array, own: Array | None) -> Array:
+    """p(z_{t+1}) from p(z_t): [K, R] to [K, R]."""
+    if own is None:
+        return dot(rows.transition.T, message)
+    return jnp.sum(own * message[:, None], axis=0)
 
 
-def _backward(message: Array, transition: Array) -> Array:
-    if transition.ndim == 2:
-        return dot(message, transition.T)
-    return jnp.sum(transition * message[..., None, :], axis=-1)
+def _back(rows: _Rows, message: Array, own: Array | None) -> Array:
+    """p(· | z_t) from p(· | z_{t+1}): [K, R] to [K, R]."""
+    if own is None:
+        return dot(rows.transition, message)
+    return jnp.sum(own * message[None], axis=1)
 
 
-def _ends(starts: Array | None) -> Array | None:
-    """True at the last step of each sequence; the last step of all needs no mark."""
-    return None if starts is None else jnp.concatenate([starts[1:], jnp.zeros_like(starts[:1])])
+def _forward(rows: _Rows, predicted: Array, emit: bool = True) -> tuple[Array, Any]:
+    """From p(z | before) at the first step to the same after the last one; filtered messages and evidence on the way."""
+
+    def step(predicted, xs):
+        potential, start, own = xs
+        if start is not None:
+            predicted = jnp.where(start, rows.initial, predicted)
+        filtered, evidence = _weigh(predicted, potential)
+        return _onward(rows, filtered, own), (filtered, evidence) if emit else None
+
+    return jax.lax.scan(step, predicted, (rows.potentials, rows.starts, rows.own))
 
 
-def _step_forward(chain: _Chain, predicted: Array, step: tuple) -> tuple[Array, tuple[Array, Any]]:
-    """From p(z_t | before t) over step t to p(z_{t+1} | up to t). ``into`` is the transition into t + 1."""
-    potential, start, into = step
-    if start is not None:
-        predicted = jnp.where(start[..., None], chain.initial, predicted)
-    filtered, evidence = _weigh(predicted, potential)
-    return _forward(filtered, chain.transition if into is None else into), (filtered, evidence)
-
-
-def _step_backward(chain: _Chain, behind: Array, step: tuple) -> tuple[Array, tuple[Array, Array]]:
-    """From p(after t | z_t) over step t to p(from t on | z_{t−1}). ``into`` is the transition into t."""
-    potential, end, into = step
-    if end is not None:
-        behind = jnp.where(end[..., None], 1, behind)
-    ahead, _ = _weigh(behind, potential)
-    return _backward(ahead, chain.transition if into is None else into), (ahead, behind)
-
-
-def _both_ways(chain: _Chain, potentials: Array, predicted: Array, behind: Array) -> tuple[tuple, Smoothed]:
-    """One scan, forward from ``predicted`` at the first step and backward from ``behind`` at the last."""
-    own = chain.transition.ndim > 2
-    into = chain.transition if own else None
-    out_of = jnp.concatenate([into[1:], into[:1]]) if own else None
-    forward = (potentials, chain.starts, out_of)
-    backward = jax.tree.map(lambda a: a[::-1], (potentials, _ends(chain.starts), into))
+def _backward(rows: _Rows, ahead: Array, filtered: Array, keep: bool) -> tuple[Array, Array, Any]:
+    """From ``ahead`` of the step after the last one to that of the first; marginals and pair sums on the way."""
+    k = rows.initial.shape[0]
+    nothing = jnp.zeros((k, k), ahead.dtype)
+    counted = rows.pair_weights is not None
 
     def step(carry, xs):
-        predicted, (filtered, evidence) = _step_forward(chain, carry[0], xs[0])
-        behind, messages = _step_backward(chain, carry[1], xs[1])
-        return (predicted, behind), (filtered, evidence, messages)
+        following, pairs, error = carry
+        potential, end, weight, own, filtered = xs
+        behind = _back(rows, following, own)
+        if end is not None:
+            behind = jnp.where(end, 1, behind)
+        joint = filtered * behind
+        total = jnp.sum(joint, axis=0, keepdims=True)
+        # A NaN total is kept: data that are not numbers must be seen, not turned into "impossible".
+        factor = jnp.where(total == 0, 0, 1 / jnp.where(total == 0, 1, total))
+        if counted:
+            pairs, error = two_sum(pairs, error, dot(filtered * (factor * weight), following.T))
+        ahead, _ = _weigh(behind, potential)
+        kept = (ahead, factor[0]) if keep else None
+        return (ahead, pairs, error), (joint * factor, kept)
 
-    carry, (filtered, evidence, messages) = jax.lax.scan(step, (predicted, behind), (forward, backward))
-    ahead, behind = (a[::-1] for a in messages)
-    return carry, Smoothed(filtered, ahead, behind, _evidence(*evidence))
+    xs = (rows.potentials, rows.ends, rows.pair_weights, rows.own, filtered)
+    (ahead, pairs, error), emitted = jax.lax.scan(step, (ahead, nothing, nothing), xs, reverse=True)
+    return ahead, pairs + error, emitted
 
 
-def _sequential(chain: _Chain, potentials: Array) -> Smoothed:
-    first = jnp.broadcast_to(chain.initial, potentials.shape[1:])
-    return _both_ways(chain, potentials, first, jnp.ones_like(first))[1]
+def _backward_only(rows: _Rows, ahead: Array) -> Array:
+    def step(following, xs):
+        potential, end, own = xs
+        behind = _back(rows, following, own)
+        if end is not None:
+            behind = jnp.where(end, 1, behind)
+        return _weigh(behind, potential)[0], None
+
+    return jax.lax.scan(step, ahead, (rows.potentials, rows.ends, rows.own), reverse=True)[0]
 
 
-# In blocks: rows of the scan are [S, B] (block, sequence).
+def _rows_of(chain: _Chain, blocks: int) -> _Rows:
+    ends = None if chain.starts is None else jnp.concatenate([chain.starts[:, 1:], chain.starts[:, :1] & False], axis=1)
+    own = chain.transition.ndim > 2
+    marks = (None if mark is None else _cut(mark, blocks, False)[:, None] for mark in (chain.starts, ends))
+    weights = None if chain.pair_weights is None else _cut(chain.pair_weights, blocks, 0)[:, None]
+    return _Rows(
+        chain.initial[:, None],
+        None if own else chain.transition,
+        _cut(chain.potentials, blocks, 0),
+        *marks,
+        weights,
+        _cut(chain.transition, blocks, 1) if own else None,
+    )
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _in_blocks(blocks: int, chain: _Chain, potentials: Array) -> Smoothed:
-    steps, sequences, k = potentials.shape
+def _cut(a: Array, blocks: int, fill: float | bool) -> Array:
+    """[B, T, …] to [L, …, R], row s·B + b being block s of sequence b; the end is padded with ``fill``."""
+    sequences, steps = a.shape[:2]
     size = -(-steps // blocks)
-    cut = functools.partial(_cut, blocks=blocks, size=size)
-    own = _Chain(chain.initial, chain.transition, None if chain.starts is None else cut(chain.starts, fill=False))
-    ends = None if chain.starts is None else cut(_ends(chain.starts), fill=False)
-    rows = cut(potentials, fill=0.0)
-    edge = jnp.broadcast_to(chain.initial, (1, sequences, k)), jnp.ones((1, sequences, k), rows.dtype)
+    if blocks * size > steps:
+        a = jnp.concatenate([a, jnp.full((sequences, blocks * size - steps, *a.shape[2:]), fill, a.dtype)], axis=1)
+    a = a.reshape(sequences, blocks, size, *a.shape[2:])
+    return jnp.transpose(a, (2, *range(3, a.ndim), 1, 0)).reshape(size, *a.shape[3:], blocks * sequences)
+
+
+def _join(a: Array, sequences: int, steps: int) -> Array:
+    """The inverse of `_cut`."""
+    size, rows = a.shape[0], a.shape[-1]
+    a = a.reshape(size, *a.shape[1:-1], rows // sequences, sequences)
+    a = jnp.transpose(a, (a.ndim - 1, a.ndim - 2, 0, *range(1, a.ndim - 2)))
+    return a.reshape(sequences, -1, *a.shape[3:])[:, :steps]
+
+
+def _smoothed(chain: _Chain, keep: bool, evidence: Any, filtered: Array, pairs: Array, emitted: Any) -> Smoothed:
+    join = functools.partial(_join, sequences=chain.potentials.shape[0], steps=chain.potentials.shape[1])
+    marginals, kept = emitted
+    pairs = None if chain.pair_weights is None else pairs
+    done = Smoothed(join(marginals), join(_evidence(*evidence)), pairs)
+    if not keep:
+        return done
+    ahead, factor = kept
+    return Smoothed(done.marginals, done.evidence, pairs, join(filtered), join(ahead), join(factor))
+
+
+def _sequential(keep: bool, chain: _Chain) -> Smoothed:
+    rows = _rows_of(chain, 1)
+    shape = rows.potentials.shape[1:]
+    _, (filtered, evidence) = _forward(rows, jnp.broadcast_to(rows.initial, shape))
+    _, pairs, emitted = _backward(rows, jnp.ones(shape, filtered.dtype), filtered, keep)
+    return _smoothed(chain, keep, evidence, filtered, pairs, emitted)
+
+
+# In blocks.
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _in_blocks(blocks: int, keep: bool, chain: _Chain) -> Smoothed:
+    rows = _rows_of(chain, blocks)
+    k, sequences = rows.initial.shape[0], chain.potentials.shape[0]
+    edge = jnp.broadcast_to(rows.initial, (k, sequences)), jnp.ones((k, sequences), rows.potentials.dtype)
 
     def scan(borders):
-        carry, smoothed = _blocks_both_ways(own, ends, rows, *borders)
-        arrived = _beside(carry, edge)
-        return smoothed, arrived
+        predicted, (filtered, evidence) = _forward(rows, borders[0])
+        ahead, pairs, emitted = _backward(rows, borders[1], filtered, keep)
+        return _smoothed(chain, keep, evidence, filtered, pairs, emitted), _beside(predicted, ahead, edge)
 
-    borders = _guess(own, ends, rows, edge)
-    smoothed, arrived = scan(borders)
-    agreed = _agree(borders[0], arrived[0]) & _agree(borders[1], arrived[1])
+    guessed = _guess(rows, edge)
+    smoothed, arrived = scan(guessed)
+    agreed = _agree(guessed[0], arrived[0]) & _agree(guessed[1], arrived[1])
 
-    def exactly(state):
-        return *scan(_compose(own, ends, rows, edge))[:1], jnp.array(True)
+    def exactly(_):
+        return scan(_compose(rows, edge))[0], jnp.array(True)
 
-    smoothed, _ = jax.lax.while_loop(lambda state: ~state[1], exactly, (smoothed, agreed))
-    return jax.tree.map(lambda a: _join(a, steps), smoothed)
+    return jax.lax.while_loop(lambda state: ~state[1], exactly, (smoothed, agreed))[0]
 
 
 @_in_blocks.defjvp
-def _in_blocks_jvp(blocks, primals, tangents):
+def _in_blocks_jvp(blocks, keep, primals, tangents):
     # The derivative of the same mathematics, by the scan: a loop until borders agree is not differentiable in reverse.
-    chain, potentials = primals
-    chain_dot, potentials_dot = tangents
-    moving = (chain.initial, chain.transition, potentials)
-    moving_dot = (chain_dot.initial, chain_dot.transition, potentials_dot)
-    run = lambda initial, transition, p: _sequential(_Chain(initial, transition, chain.starts), p)  # noqa: E731
-    _, tangent = jax.jvp(run, moving, moving_dot)
-    return _in_blocks(blocks, chain, potentials), tangent
+    _, tangent = jax.jvp(functools.partial(_sequential, keep), primals, tangents)
+    return _in_blocks(blocks, keep, *primals), tangent
 
 
-def _cut(a: Array, blocks: int, size: int, fill: float | bool) -> Array:
-    """[T, B, …] to [L, S, B, …]: step l of block s is step s·L + l; the end is padded with ``fill``."""
-    missing = blocks * size - a.shape[0]
-    if missing:
-        a = jnp.concatenate([a, jnp.full((missing, *a.shape[1:]), fill, a.dtype)])
-    return jnp.swapaxes(a.reshape(blocks, size, *a.shape[1:]), 0, 1)
-
-
-def _join(a: Array, steps: int) -> Array:
-    """The inverse of `_cut`."""
-    return jnp.swapaxes(a, 0, 1).reshape(-1, *a.shape[2:])[:steps]
-
-
-def _blocks_both_ways(chain: _Chain, ends: Array | None, rows: Array, predicted: Array, behind: Array):
-    """`_both_ways` for all blocks at once; the ends of sequences do not follow from the starts inside a block."""
-
-    def step(carry, xs):
-        forward, backward = xs
-        predicted, (filtered, evidence) = _step_forward(chain, carry[0], (*forward, None))
-        behind, messages = _step_backward(chain, carry[1], (*backward, None))
-        return (predicted, behind), (filtered, evidence, messages)
-
-    reverse = jax.tree.map(lambda a: a[::-1], (rows, ends))
-    carry, (filtered, evidence, messages) = jax.lax.scan(step, (predicted, behind), ((rows, chain.starts), reverse))
-    ahead, behind = (a[::-1] for a in messages)
-    return carry, Smoothed(filtered, ahead, behind, _evidence(*evidence))
-
-
-def _beside(arrived: tuple[Array, Array], edge: tuple[Array, Array]) -> tuple[Array, Array]:
+def _beside(predicted: Array, ahead: Array, edge: tuple[Array, Array]) -> tuple[Array, Array]:
     """Where the scan of one block ends, the next one begins; the chain's own ends at the edges."""
-    predicted, behind = arrived
-    return jnp.concatenate([edge[0], predicted[:-1]]), jnp.concatenate([behind[1:], edge[1]])
-
-
-def _guess(chain: _Chain, ends: Array | None, rows: Array, edge: tuple[Array, Array]) -> tuple[Array, Array]:
-    """Borders from scanning the steps before them (after them, for the way back) from no knowledge at all."""
-    count = min(_WARM_UP, rows.shape[0])
-    flat = jnp.full(rows.shape[1:], 1 / rows.shape[-1], rows.dtype)
-    last, first = (
-        jax.tree.map(part, (rows, chain.starts, ends)) for part in (lambda a: a[-count:], lambda a: a[:count])
+    sequences = edge[0].shape[1]
+    return (
+        jnp.concatenate([edge[0], predicted[:, :-sequences]], axis=1),
+        jnp.concatenate([ahead[:, sequences:], edge[1]], axis=1),
     )
-    reverse = jax.tree.map(lambda a: a[::-1], (first[0], first[2]))
 
-    def step(carry, xs):
-        forward, backward = xs
-        predicted, _ = _step_forward(chain, carry[0], (*forward, None))
-        behind, _ = _step_backward(chain, carry[1], (*backward, None))
-        return (predicted, behind), None
 
-    carry, _ = jax.lax.scan(step, (flat, flat), ((last[0], last[1]), reverse))
-    return _beside(carry, edge)
+def _guess(rows: _Rows, edge: tuple[Array, Array]) -> tuple[Array, Array]:
+    """Borders from scanning the steps before them (after them, for the way back) from no knowledge at all."""
+    count = min(_WARM_UP, rows.potentials.shape[0])
+    flat = jnp.full(rows.potentials.shape[1:], 1 / rows.initial.shape[0], rows.potentials.dtype)
+    last, first = (_part(rows, cut) for cut in (slice(-count, None), slice(None, count)))
+    predicted, _ = _forward(last, flat, emit=False)
+    return _beside(predicted, _backward_only(first, flat), edge)
+
+
+def _part(rows: _Rows, steps: slice) -> _Rows:
+    cut = {
+        name: value[steps]
+        for name in ("potentials", "starts", "ends", "own")
+        if (value := getattr(rows, name)) is not None
+    }
+    return rows._replace(**cut)
 
 
 def _agree(guessed: Array, arrived: Array) -> Bool[Array, ""]:
@@ -265,33 +302,42 @@ def _agree(guessed: Array, arrived: Array) -> Bool[Array, ""]:
     return jnp.all(near)
 
 
-def _compose(chain: _Chain, ends: Array | None, rows: Array, edge: tuple[Array, Array]) -> tuple[Array, Array]:
-    """Exact borders: the operator of every block, p(z_L, x of the block | z_0), and then one step per block."""
-    _, blocks, sequences, k = rows.shape
-    one = jnp.broadcast_to(jnp.eye(k, dtype=rows.dtype), (blocks, sequences, k, k))
+def _compose(rows: _Rows, edge: tuple[Array, Array]) -> tuple[Array, Array]:
+    """Exact borders: the operator of every block on p(z | before), and then one step per block."""
+    _, k, count = rows.potentials.shape
+    sequences = edge[0].shape[1]
+
+    def repeat(a: Array) -> Array:
+        """Every row once for each state that a block is entered in."""
+        return jnp.concatenate([a] * k, axis=-1)
+
+    entered = jnp.repeat(jnp.eye(k, dtype=rows.potentials.dtype), count, axis=1)
 
     def step(carry, xs):
-        operator, scale = carry
-        potential, start = xs
+        message, scale = carry
+        potential, start, own = xs
         if start is not None:
-            start = start[..., None]
-        operator, (_, evidence) = _step_forward(chain, operator, (potential[..., None, :], start, None))
-        # An operator without any way through would be −∞ beside −∞: 0 carries no weight either way.
-        return (operator, scale + _evidence(*evidence)), None
+            message = jnp.where(repeat(start), rows.initial, message)
+        filtered, evidence = _weigh(message, repeat(potential))
+        return (_onward(rows, filtered, None if own is None else repeat(own)), scale + _evidence(*evidence)), None
 
-    (operators, scales), _ = jax.lax.scan(step, (one, jnp.zeros(one.shape[:-1], rows.dtype)), (rows, chain.starts))
+    begin = (entered, jnp.zeros(k * count, entered.dtype))
+    (left, scale), _ = jax.lax.scan(step, begin, (rows.potentials, rows.starts, rows.own))
+    # [S, K entered, K left, B]
+    operators = jnp.transpose(left.reshape(k, k, -1, sequences), (2, 1, 0, 3))
+    scales = jnp.transpose(scale.reshape(k, -1, sequences), (1, 0, 2))
 
-    def forward(message, xs):
+    def onward(predicted, xs):
         operator, scale = xs
-        weighed, _ = _weigh(message, scale)
-        return jnp.sum(weighed[..., :, None] * operator, axis=-2), message
+        weighed, _ = _weigh(predicted, scale)
+        return jnp.sum(weighed[:, None] * operator, axis=0), predicted
 
-    def backward(message, xs):
+    def back(ahead, xs):
         operator, scale = xs
-        through = jnp.sum(operator * message[..., None, :], axis=-1)
-        weighed, _ = _weigh(through, scale)
-        return weighed, message
+        weighed, _ = _weigh(jnp.sum(operator * ahead[None], axis=1), scale)
+        return weighed, ahead
 
-    _, predicted = jax.lax.scan(forward, edge[0][0], (operators, scales))
-    _, behind = jax.lax.scan(backward, edge[1][0], (operators, scales), reverse=True)
-    return predicted, behind
+    _, predicted = jax.lax.scan(onward, edge[0], (operators, scales))
+    _, ahead = jax.lax.scan(back, edge[1], (operators, scales), reverse=True)
+    # [S, K, B] to [K, S·B]
+    return tuple(jnp.swapaxes(a, 0, 1).reshape(k, -1) for a in (predicted, ahead))
