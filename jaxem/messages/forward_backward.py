@@ -93,7 +93,7 @@ class _Rows(NamedTuple):
 
     initial: Any  # [K, 1]
     transition: Any  # [K, K], or None where every step has its own
-    potentials: Any
+    potentials: Any  # [L, R, K]: a step turns its own, which is in the cache, around
     starts: Any
     ends: Any
     pair_weights: Any
@@ -116,7 +116,7 @@ def _weigh(message: Array, potential: Array) -> tuple[Array, tuple[Array, Array]
 
 
 def _evidence(total: Array, peak: Array) -> Array:
-    """log(total · exp(peak)), −∞ where nothing is possible. Outside the scans, where logarithms vectorize."""
+    """log(total · exp(peak)), −∞ where nothing is possible."""
     return jnp.where(total == 0, -jnp.inf, jnp.log(jnp.where(total == 0, 1, total)) + peak)
 
 
@@ -141,8 +141,8 @@ def _forward(rows: _Rows, predicted: Array, emit: bool = True) -> tuple[Array, A
         potential, start, own = xs
         if start is not None:
             predicted = jnp.where(start, rows.initial, predicted)
-        filtered, evidence = _weigh(predicted, potential)
-        return _onward(rows, filtered, own), (filtered, evidence) if emit else None
+        filtered, weight = _weigh(predicted, potential.T)
+        return _onward(rows, filtered, own), (filtered, _evidence(*weight)) if emit else None
 
     return jax.lax.scan(step, predicted, (rows.potentials, rows.starts, rows.own))
 
@@ -165,9 +165,9 @@ def _backward(rows: _Rows, ahead: Array, filtered: Array, keep: bool) -> tuple[A
         factor = jnp.where(total == 0, 0, 1 / jnp.where(total == 0, 1, total))
         if counted:
             pairs, error = two_sum(pairs, error, dot(filtered * (factor * weight), following.T))
-        ahead, _ = _weigh(behind, potential)
-        kept = (ahead, factor[0]) if keep else None
-        return (ahead, pairs, error), (joint * factor, kept)
+        ahead, _ = _weigh(behind, potential.T)
+        kept = (filtered.T, ahead.T, factor[0]) if keep else None
+        return (ahead, pairs, error), ((joint * factor).T, kept)
 
     xs = (rows.potentials, rows.ends, rows.pair_weights, rows.own, filtered)
     (ahead, pairs, error), emitted = jax.lax.scan(step, (ahead, nothing, nothing), xs, reverse=True)
@@ -180,7 +180,7 @@ def _backward_only(rows: _Rows, ahead: Array) -> Array:
         behind = _back(rows, following, own)
         if end is not None:
             behind = jnp.where(end, 1, behind)
-        return _weigh(behind, potential)[0], None
+        return _weigh(behind, potential.T)[0], None
 
     return jax.lax.scan(step, ahead, (rows.potentials, rows.ends, rows.own), reverse=True)[0]
 
@@ -196,45 +196,40 @@ def _rows_of(chain: _Chain, blocks: int) -> _Rows:
         _cut(chain.potentials, blocks, 0),
         *marks,
         weights,
-        _cut(chain.transition, blocks, 1) if own else None,
+        jnp.moveaxis(_cut(chain.transition, blocks, 1), 1, -1) if own else None,
     )
 
 
 def _cut(a: Array, blocks: int, fill: float | bool) -> Array:
-    """[B, T, …] to [L, …, R], row s·B + b being block s of sequence b; the end is padded with ``fill``."""
+    """[B, T, …] to [L, R, …], row s·B + b being block s of sequence b; the end is padded with ``fill``."""
     sequences, steps = a.shape[:2]
     size = -(-steps // blocks)
     if blocks * size > steps:
         a = jnp.concatenate([a, jnp.full((sequences, blocks * size - steps, *a.shape[2:]), fill, a.dtype)], axis=1)
     a = a.reshape(sequences, blocks, size, *a.shape[2:])
-    return jnp.transpose(a, (2, *range(3, a.ndim), 1, 0)).reshape(size, *a.shape[3:], blocks * sequences)
+    return jnp.transpose(a, (2, 1, 0, *range(3, a.ndim))).reshape(size, blocks * sequences, *a.shape[3:])
 
 
 def _join(a: Array, sequences: int, steps: int) -> Array:
     """The inverse of `_cut`."""
-    size, rows = a.shape[0], a.shape[-1]
-    a = a.reshape(size, *a.shape[1:-1], rows // sequences, sequences)
-    a = jnp.transpose(a, (a.ndim - 1, a.ndim - 2, 0, *range(1, a.ndim - 2)))
+    a = a.reshape(a.shape[0], -1, sequences, *a.shape[2:])
+    a = jnp.transpose(a, (2, 1, 0, *range(3, a.ndim)))
     return a.reshape(sequences, -1, *a.shape[3:])[:, :steps]
 
 
-def _smoothed(chain: _Chain, keep: bool, evidence: Any, filtered: Array, pairs: Array, emitted: Any) -> Smoothed:
+def _smoothed(chain: _Chain, keep: bool, evidence: Array, pairs: Array, emitted: Any) -> Smoothed:
     join = functools.partial(_join, sequences=chain.potentials.shape[0], steps=chain.potentials.shape[1])
     marginals, kept = emitted
-    pairs = None if chain.pair_weights is None else pairs
-    done = Smoothed(join(marginals), join(_evidence(*evidence)), pairs)
-    if not keep:
-        return done
-    ahead, factor = kept
-    return Smoothed(done.marginals, done.evidence, pairs, join(filtered), join(ahead), join(factor))
+    messages = tuple(join(message) for message in kept) if keep else ()
+    return Smoothed(join(marginals), join(evidence), None if chain.pair_weights is None else pairs, *messages)
 
 
 def _sequential(keep: bool, chain: _Chain) -> Smoothed:
     rows = _rows_of(chain, 1)
-    shape = rows.potentials.shape[1:]
+    shape = rows.potentials.shape[:0:-1]
     _, (filtered, evidence) = _forward(rows, jnp.broadcast_to(rows.initial, shape))
     _, pairs, emitted = _backward(rows, jnp.ones(shape, filtered.dtype), filtered, keep)
-    return _smoothed(chain, keep, evidence, filtered, pairs, emitted)
+    return _smoothed(chain, keep, evidence, pairs, emitted)
 
 
 # In blocks.
@@ -249,7 +244,7 @@ def _in_blocks(blocks: int, keep: bool, chain: _Chain) -> Smoothed:
     def scan(borders):
         predicted, (filtered, evidence) = _forward(rows, borders[0])
         ahead, pairs, emitted = _backward(rows, borders[1], filtered, keep)
-        return _smoothed(chain, keep, evidence, filtered, pairs, emitted), _beside(predicted, ahead, edge)
+        return _smoothed(chain, keep, evidence, pairs, emitted), _beside(predicted, ahead, edge)
 
     guessed = _guess(rows, edge)
     smoothed, arrived = scan(guessed)
@@ -280,7 +275,7 @@ def _beside(predicted: Array, ahead: Array, edge: tuple[Array, Array]) -> tuple[
 def _guess(rows: _Rows, edge: tuple[Array, Array]) -> tuple[Array, Array]:
     """Borders from scanning the steps before them (after them, for the way back) from no knowledge at all."""
     count = min(_WARM_UP, rows.potentials.shape[0])
-    flat = jnp.full(rows.potentials.shape[1:], 1 / rows.initial.shape[0], rows.potentials.dtype)
+    flat = jnp.full(rows.potentials.shape[:0:-1], 1 / rows.initial.shape[0], rows.potentials.dtype)
     last, first = (_part(rows, cut) for cut in (slice(-count, None), slice(None, count)))
     predicted, _ = _forward(last, flat, emit=False)
     return _beside(predicted, _backward_only(first, flat), edge)
@@ -304,7 +299,7 @@ def _agree(guessed: Array, arrived: Array) -> Bool[Array, ""]:
 
 def _compose(rows: _Rows, edge: tuple[Array, Array]) -> tuple[Array, Array]:
     """Exact borders: the operator of every block on p(z | before), and then one step per block."""
-    _, k, count = rows.potentials.shape
+    _, count, k = rows.potentials.shape
     sequences = edge[0].shape[1]
 
     def repeat(a: Array) -> Array:
@@ -318,7 +313,7 @@ def _compose(rows: _Rows, edge: tuple[Array, Array]) -> tuple[Array, Array]:
         potential, start, own = xs
         if start is not None:
             message = jnp.where(repeat(start), rows.initial, message)
-        filtered, evidence = _weigh(message, repeat(potential))
+        filtered, evidence = _weigh(message, repeat(potential.T))
         return (_onward(rows, filtered, None if own is None else repeat(own)), scale + _evidence(*evidence)), None
 
     begin = (entered, jnp.zeros(k * count, entered.dtype))
