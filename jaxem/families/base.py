@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 
+_FEW_STATISTICS = 8
+
+
 class ExponentialFamily(Family):
     """A family whose log-probability is linear in the statistics of a row. Owns both products."""
 
@@ -48,6 +51,9 @@ def linear(statistics: Float[Array, "N P"], natural: Float[Array, "K P"]) -> Flo
     """T(x_n) · η_k of every row and component."""
     if rows_last(statistics):
         return dot(natural, statistics.T).T
+    if statistics.shape[-1] <= _FEW_STATISTICS:
+        # Written out it streams; a product so thin takes five times as long.
+        return sum((statistics[:, p, None] * natural[:, p] for p in range(statistics.shape[-1])), jnp.zeros(()))
     return dot(statistics, natural.T)
 
 
