@@ -145,6 +145,10 @@ def _number(value: float) -> str:
     return f"{value:.3f}" if math.isfinite(value) else str(value)
 
 
+#: What a model with such a latent variable is called, and what its components are.
+_LATENTS = {"Categorical": ("mixture", "component"), "MarkovChain": ("hidden Markov model", "state")}
+
+
 def describe(model: Model) -> str:
     """A model in a few words: its class names, sizes and structures."""
     inner = getattr(model, "model", None)
@@ -155,9 +159,10 @@ def describe(model: Model) -> str:
         return type(model).__name__
     structure = getattr(family, "covariance", None)
     covariance = f", {type(structure).__name__.lower()} covariance" if structure is not None else ""
-    kind = "mixture" if type(latent).__name__ == "Categorical" else type(latent).__name__
+    name = type(latent).__name__
+    kind, unit = _LATENTS.get(name, (name, "component"))
     plural = "s" if model.num_components != 1 else ""
-    return f"{type(family).__name__} {kind}, {model.num_components} component{plural}{covariance}"
+    return f"{type(family).__name__} {kind}, {model.num_components} {unit}{plural}{covariance}"
 
 
 @pytree

@@ -1,7 +1,8 @@
 """Data files as arrays of numbers: csv, tsv, npy, npz and parquet. Every error names the file, the row and the column.
 
-A column that is not made of numbers is left out by name when no columns were asked for, and is an error when it was. A
-missing value is always an error, because a row that silently disappears changes the fit.
+A column that is not made of numbers is left out by name when no columns were asked for, and is an error when it was;
+or, where categories are asked for, it becomes codes. A missing value is an error unless missing values are asked for,
+because a row that silently disappears changes the fit.
 """
 
 from __future__ import annotations
@@ -14,9 +15,16 @@ import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
+
+#: What the columns of x hold: numbers; categories, each column's values as codes 0, 1, …; or each column what it
+#: holds, words as codes and numbers as they are.
+Values = Literal["numbers", "categories", "mixed"]
+
+#: A column with more different values than this does not hold categories.
+MOST_CATEGORIES = 100
 
 #: Cells that stand for a missing value, compared in lower case.
 MISSING = frozenset({"", "na", "n/a", "#n/a", "nan", "null", "none", "-nan", "<na>"})
@@ -26,33 +34,49 @@ class TableError(ValueError):
     """A data file cannot be read as rows of numbers; the message names the file and the place in it."""
 
 
+class MissingValueError(TableError):
+    """A value is missing where none may be."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Table:
     """Rows of numbers.
 
-    x: float64, [N, D]. columns: D names. weights: one number per row, [N], if a column of weights was asked for.
-    left_out: (name, reason) of the columns that are not part of x because they do not hold numbers.
+    x: float64, [N, D], NaN where a value is missing. columns: D names. weights: one number per row, [N], if a column of
+    weights was asked for. left_out: (name, reason) of the columns that are not part of x. categories: for every column
+    of codes the names of the codes, for one of numbers None. groups: the group of each row, a number from 0 in the
+    order in which the groups appear, [N], if a column of groups was asked for, and group_names what it holds.
     """
 
     x: np.ndarray
     columns: tuple[str, ...]
     weights: np.ndarray | None = None
     left_out: tuple[tuple[str, str], ...] = ()
+    categories: tuple[tuple[str, ...] | None, ...] = ()
+    groups: np.ndarray | None = None
+    group_names: tuple[str, ...] = ()
 
 
 def read(
-    path: str | os.PathLike, columns: Sequence[str | int] | None = None, weights: str | int | None = None
+    path: str | os.PathLike,
+    columns: Sequence[str | int] | None = None,
+    weights: str | int | None = None,
+    *,
+    values: Values = "numbers",
+    missing: bool = False,
+    groups: str | int | None = None,
 ) -> Table:
     """Read a data file; the ending of its name says what it is.
 
     columns: names, or numbers counted from 0, of the columns of x in the order wanted; by default all that hold
-    numbers. weights: the column that holds the weights of the rows; it is not part of x.
-    Raises `TableError`.
+    what ``values`` says. weights: the column that holds the weights of the rows, groups: the one that says which rows
+    belong together; they are not part of x. missing: let values be missing; they are NaN in x.
+    Raises `TableError`, of which `MissingValueError` is one.
     """
     path = Path(path)
     _check_file(path, _READERS.get(path.suffix.lower()))
     source = _READERS[path.suffix.lower()](path)
-    return _table(path, source, columns, weights)
+    return _table(path, source, _Wanted(columns, weights, groups, values, missing))
 
 
 def endings() -> tuple[str, ...]:
@@ -80,39 +104,139 @@ class _Source:
     """An opened file: the names of its columns, and how to get some of them.
 
     load(wanted, strict): an array per wanted column; where not strict, a string instead, saying why it has no numbers.
-    place(row): where a row is, in words.
+    words(wanted): the text of each wanted column, with None where it is missing. place(row): where a row is, in words.
     """
 
     names: list[str]
     load: Callable[[list[int], list[bool]], list[np.ndarray | str]]
+    words: Callable[[list[int]], list[list[str | None]]]
     place: Callable[[int], str] = lambda row: f"row {row}"
 
 
-def _table(path: Path, source: _Source, columns: Sequence[str | int] | None, weights: str | int | None) -> Table:
-    weight = None if weights is None else _find(path, source.names, weights)
-    if columns is None:
-        wanted = [i for i in range(len(source.names)) if i != weight]
-    else:
-        wanted = [_find(path, source.names, column) for column in columns]
-        _check_wanted(path, source.names, wanted, weight)
-    asked = [columns is not None] * len(wanted)
-    loaded = source.load(wanted + ([] if weight is None else [weight]), asked + ([] if weight is None else [True]))
-    weights_column = None if weight is None else np.asarray(loaded.pop())
-    kept, left_out = [], []
-    for i, values in zip(wanted, loaded, strict=True):
-        if columns is None and not isinstance(values, str) and _is_row_index(source.names[i], values):
-            values = "it has no name and only counts the rows"
-        if isinstance(values, str):
-            left_out.append((source.names[i] or f"column {i}", values))
+@dataclasses.dataclass(frozen=True)
+class _Wanted:
+    columns: Sequence[str | int] | None
+    weights: str | int | None
+    groups: str | int | None
+    values: Values
+    missing: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class _Column:
+    values: np.ndarray
+    categories: tuple[str, ...] | None = None
+
+
+def _table(path: Path, source: _Source, wanted: _Wanted) -> Table:
+    roles = {"weights": wanted.weights, "groups": wanted.groups}
+    apart = {role: _find(path, source.names, column) for role, column in roles.items() if column is not None}
+    places = _places(path, source.names, wanted.columns, apart)
+    groups, group_names = _groups(path, source, apart["groups"]) if "groups" in apart else (None, ())
+    loaded, weights = _load(path, source, places, apart.get("weights"), wanted)
+    if weights is not None:
+        _check_finite(path, source.names[apart["weights"]], weights, source.place)
+
+    kept: list[tuple[str, _Column]] = []
+    left_out: list[tuple[str, str]] = []
+    for i, column in zip(places, loaded, strict=True):
+        name = source.names[i] or f"column {i}"
+        if wanted.columns is None and isinstance(column, _Column) and _is_row_index(source.names[i], column):
+            column = "it has no name and only counts the rows"
+        if isinstance(column, str):
+            left_out.append((name, column))
         else:
-            kept.append((source.names[i] or f"column {i}", values))
+            kept.append((name, column))
     if not kept:
         reasons = "; ".join(f"{name!r}: {reason}" for name, reason in left_out)
-        raise TableError(f"{path} has no column of numbers ({reasons or 'no columns'})")
-    for name, values in [*kept, *([] if weight is None else [(source.names[weight], weights_column)])]:
-        _check_finite(path, name, values, source.place)
-    x = np.stack([values for _, values in kept], axis=1)
-    return Table(x, tuple(name for name, _ in kept), weights_column, tuple(left_out))
+        what = "numbers" if wanted.values == "numbers" else "categories"
+        raise TableError(f"{path} has no column of {what} ({reasons or 'no columns'})")
+    for name, column in kept:
+        _check_finite(path, name, column.values, source.place, wanted.missing)
+    return Table(
+        x=np.stack([column.values for _, column in kept], axis=1),
+        columns=tuple(name for name, _ in kept),
+        weights=weights,
+        left_out=tuple(left_out),
+        categories=tuple(column.categories for _, column in kept),
+        groups=groups,
+        group_names=group_names,
+    )
+
+
+def _load(
+    path: Path, source: _Source, places: list[int], weight: int | None, wanted: _Wanted
+) -> tuple[list[_Column | str], np.ndarray | None]:
+    """Each column as asked for, or why it is not one; and the weights."""
+    asked = wanted.columns is not None
+    extra = [] if weight is None else [weight]
+    # At once where it can be: a file of numbers is then read in one pass.
+    numbers: list[np.ndarray | str] = [""] * len(places)
+    plain = [] if wanted.values == "categories" else places
+    strict = asked and wanted.values == "numbers"
+    loaded = source.load(plain + extra, [strict] * len(plain) + [True] * len(extra))
+    weights = np.asarray(loaded.pop()) if extra else None
+    if wanted.values == "numbers":
+        return [values if isinstance(values, str) else _Column(values) for values in loaded], weights
+    numbers[: len(loaded)] = loaded
+    texts = [i for i, values in zip(places, numbers, strict=True) if isinstance(values, str)]
+    words = dict(zip(texts, source.words(texts), strict=True))
+    columns: list[_Column | str] = []
+    for i, values in zip(places, numbers, strict=True):
+        column = _categories(words[i], source.place) if isinstance(values, str) else _Column(values)
+        if asked and isinstance(column, str):
+            raise TableError(f"{path}, column {source.names[i]!r}: {column}")
+        columns.append(column)
+    return columns, weights
+
+
+def _categories(cells: list[str | None], place: Callable[[int], str]) -> _Column | str:
+    """A column's different values as codes, in the order of numbers or of the alphabet; or why it has no categories."""
+    present = [cell for cell in cells if cell is not None]
+    names: list[str] = sorted(set(present))
+    if names and all(map(_is_number, names)):
+        numbers = {name: float(name) for name in names}
+        for name, number in numbers.items():
+            if not number.is_integer():
+                return f"{name!r} in {place(cells.index(name))} is neither a word nor a whole number"
+        codes = {name: f"{number:.0f}" for name, number in numbers.items()}
+        names = [f"{number:.0f}" for number in sorted(set(numbers.values()))]
+    else:
+        codes = {name: name for name in names}
+    if len(names) > MOST_CATEGORIES:
+        return f"it has {len(names)} different values, more than {MOST_CATEGORIES} categories"
+    order = {name: code for code, name in enumerate(names)}
+    values = np.array([np.nan if cell is None else order[codes[cell]] for cell in cells])
+    return _Column(values, tuple(names))
+
+
+def _groups(path: Path, source: _Source, column: int) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The number of the group of each row, in the order in which the groups appear, and what they are called."""
+    cells = source.words([column])[0]
+    if None in cells:
+        where = source.place(cells.index(None))
+        raise TableError(f"{path}, {where}, column {source.names[column]!r}: the value is missing")
+    order = {name: number for number, name in enumerate(dict.fromkeys(cells))}
+    return np.array([order[cell] for cell in cells]), tuple(str(name) for name in order)
+
+
+def _places(path: Path, names: list[str], columns: Sequence[str | int] | None, apart: dict[str, int]) -> list[int]:
+    """The places of the columns of x."""
+    if len(set(apart.values())) < len(apart):
+        raise TableError(f"{path}: column {names[apart['weights']]!r} cannot hold the weights and name the groups too")
+    if columns is None:
+        return [i for i in range(len(names)) if i not in apart.values()]
+    wanted = [_find(path, names, column) for column in columns]
+    if not wanted:
+        raise TableError(f"{path}: the list of columns is empty")
+    for i in wanted:
+        if wanted.count(i) > 1:
+            raise TableError(f"{path}: column {names[i]!r} is asked for twice")
+        for role, place in apart.items():
+            if i == place:
+                does = "hold the weights" if role == "weights" else "name the groups"
+                raise TableError(f"{path}: column {names[i]!r} cannot {does} and be fitted too")
+    return wanted
 
 
 def _find(path: Path, names: list[str], column: str | int) -> int:
@@ -129,30 +253,25 @@ def _find(path: Path, names: list[str], column: str | int) -> int:
     raise TableError(f"{path} has no column {column!r}; its {len(names)} columns are {there}")
 
 
-def _check_wanted(path: Path, names: list[str], wanted: list[int], weight: int | None) -> None:
-    if not wanted:
-        raise TableError(f"{path}: the list of columns is empty")
-    for i in wanted:
-        if wanted.count(i) > 1:
-            raise TableError(f"{path}: column {names[i]!r} is asked for twice")
-    if weight in wanted:
-        raise TableError(f"{path}: column {names[weight]!r} cannot hold the weights and be fitted too")
-
-
-def _is_row_index(name: str, values: np.ndarray) -> bool:
+def _is_row_index(name: str, column: _Column) -> bool:
     """A column without a name that counts 0, 1, 2, … or 1, 2, 3, …: row numbers, as data frames are written out."""
-    if name or len(values) < 2:
+    values = column.values
+    if name or len(values) < 2 or column.categories is not None:
         return False
     return bool(values[0] in (0, 1) and np.array_equal(values, values[0] + np.arange(len(values))))
 
 
-def _check_finite(path: Path, name: str, values: np.ndarray, place: Callable[[int], str]) -> None:
-    bad = np.flatnonzero(~np.isfinite(values))
+def _check_finite(
+    path: Path, name: str, values: np.ndarray, place: Callable[[int], str], missing: bool = False
+) -> None:
+    bad = np.flatnonzero(np.isinf(values) if missing else ~np.isfinite(values))
     if len(bad):
-        what = "is missing" if np.isnan(values[bad[0]]) else f"is {values[bad[0]]}"
+        nothing = bool(np.isnan(values[bad[0]]))
+        what = "is missing" if nothing else f"is {values[bad[0]]}"
         more = f"; {len(bad)} of {len(values)} rows have such a value" if len(bad) > 1 else ""
         advice = "remove these rows or fill them in" if len(bad) > 1 else "remove the row or fill it in"
-        raise TableError(f"{path}, {place(int(bad[0]))}, column {name!r}: the value {what}{more} ({advice})")
+        error = MissingValueError if nothing else TableError
+        raise error(f"{path}, {place(int(bad[0]))}, column {name!r}: the value {what}{more} ({advice})")
 
 
 # Text.
@@ -185,7 +304,11 @@ def _open_text(path: Path, delimiter: str) -> _Source:
         pairs = zip(wanted, text, strict, strict=True)
         return [_numbers(path, names[i], column, must, lines) for i, column, must in pairs]
 
-    return _Source(names, load, lambda row: _place(row, lines))
+    def words(wanted: list[int]) -> list[list[str | None]]:
+        text = _cells(path, delimiter, header, len(names), wanted, lines)
+        return [[None if cell.strip().lower() in MISSING else cell.strip() for cell in column] for column in text]
+
+    return _Source(names, load, words, lambda row: _place(row, lines))
 
 
 def _place(row: int, lines: list[int]) -> str:
@@ -241,6 +364,7 @@ def _cells(
     path: Path, delimiter: str, header: bool, width: int, wanted: list[int], lines: list[int]
 ) -> list[list[str]]:
     """The text of some columns; the line numbers of the rows are put into ``lines``."""
+    lines.clear()
     records = _records(path, delimiter)
     if header:
         next(records)
@@ -311,7 +435,22 @@ def _matrix(path: Path, array: np.ndarray) -> _Source:
     if array.size == 0:
         raise TableError(f"{path} holds an empty array, of shape {array.shape}")
     array = array.astype(np.float64)
-    return _Source([f"x{i}" for i in range(array.shape[1])], lambda wanted, strict: [array[:, i] for i in wanted])
+    return _Source(
+        [f"x{i}" for i in range(array.shape[1])],
+        lambda wanted, strict: [array[:, i] for i in wanted],
+        lambda wanted: [_as_words(array[:, i].tolist()) for i in wanted],
+    )
+
+
+def _as_words(values: list[Any]) -> list[str | None]:
+    """Values as a text file has them: None where one is missing, whole numbers without a point."""
+    words: list[str | None] = []
+    for value in values:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        text = "" if value is None else str(value).strip()
+        words.append(None if text.lower() in MISSING else text)
+    return words
 
 
 def read_array(file: BinaryIO | Any, size: int) -> np.ndarray:
@@ -385,7 +524,13 @@ def _open_parquet(path: Path) -> _Source:
                 raise TableError(f"{path}, column {schema.names[i]!r} cannot be read: {error}") from None
         return loaded
 
-    return _Source(list(schema.names), load)
+    def words(wanted: list[int]) -> list[list[str | None]]:
+        try:
+            return [_as_words(file.read(columns=[schema.names[i]]).column(0).to_pylist()) for i in wanted]
+        except (pyarrow.ArrowException, OSError) as error:
+            raise TableError(f"{path} cannot be read: {error}") from None
+
+    return _Source(list(schema.names), load, words)
 
 
 _READERS: dict[str, Callable[[Path], _Source]] = {

@@ -1,8 +1,10 @@
 """The command: what it writes and prints, and one line for whatever is wrong."""
 
 import csv
+import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +17,8 @@ import numpy as np
 import pytest
 
 import jaxem
-from jaxem import cli, datasets, io
+from jaxem import cli, datasets, io, tables
+from jaxem.cli import arguments, console, files, fitting, inputs, models, process
 
 FILES = ["assignments.csv", "fit.json", "fit.npz", "fit.png"]
 
@@ -29,6 +32,16 @@ def elsewhere(tmp_path, monkeypatch):
     """Nothing is written into the checkout, nor into the home of who runs the tests."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def read_json(path):
+    with open(path) as file:
+        return json.load(file)
+
+
+def write_rows(path, columns, rows):
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([columns, *rows])
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +145,7 @@ def test_a_fit_that_fails_is_one_line_and_status_1(capsys, monkeypatch):
     def fail(*args, **kwargs):
         raise jaxem.FitError("no start is usable: 64 non-finite")
 
-    monkeypatch.setattr(cli, "_compute", fail)
+    monkeypatch.setattr(fitting, "compute", fail)
     run("fit", "faithful", "--no-cache", status=1)
     assert capsys.readouterr().err.splitlines()[-1] == "jaxem: error: no start is usable: 64 non-finite"
     assert not os.path.exists("jaxem-faithful")
@@ -142,7 +155,7 @@ def test_an_interrupt_while_writing_leaves_whole_files(tmp_path, capsys, monkeyp
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_json_bytes", interrupted)
+    monkeypatch.setattr(files, "json_bytes", interrupted)
     (tmp_path / "data.csv").write_text("a\n1\n2\n4\n")
     run("fit", "data.csv", "--components", "1", "--starts", "1", "--output", "out", "--no-cache", status=130)
     assert os.listdir("out") == ["fit.npz"]
@@ -151,22 +164,99 @@ def test_an_interrupt_while_writing_leaves_whole_files(tmp_path, capsys, monkeyp
 
 
 def test_without_matplotlib_there_is_a_line_instead_of_a_picture(tmp_path, capsys, monkeypatch):
-    find = cli.importlib.util.find_spec
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
     (tmp_path / "data.csv").write_text("a\n1\n2\n4\n")
     run("fit", "data.csv", "--components", "1", "--starts", "1", "--output", "out", "--no-cache")
     assert sorted(os.listdir("out")) == FILES[:3]
     assert 'pip install "jaxem[plot]"' in capsys.readouterr().out
 
 
+def test_hidden_markov_model_of_several_sequences(tmp_path, capsys):
+    """Rows of a sequence need not be adjacent, and every row is written where the file has it."""
+    rows = [(name, value) for step in range(8) for name, value in (("b", step // 4 * 20), ("a,1", 20 - step // 4 * 20))]
+    write_rows("data.csv", ["who", "y"], rows)
+    run("fit", "data.csv", "--model", "hmm", "--emission", "poisson", "--sequence", "who", "--components", "2",
+        "--starts", "4", "--output", "out", "--no-cache")  # fmt: skip
+    out = capsys.readouterr().out
+    assert "data: 16 rows, 1 column (y), 2 sequences" in out
+    assert "Poisson hidden Markov model, 2 states" in out
+    assert re.search(r"^state +initial +0 +1 +rate$", out, flags=re.M)
+    header, *assigned = read_csv("out/assignments.csv")
+    assert header == ["row", "sequence", "state", "probability", "posterior_0", "posterior_1"]
+    assert [row[:2] for row in assigned] == [[str(i), name] for i, (name, _) in enumerate(rows)]
+    result = io.load("out/fit.npz")
+    low = str(int(result.params.likelihood.rate[1, 0] < result.params.likelihood.rate[0, 0]))
+    assert [row[2] == low for row in assigned] == [value == 0 for _, value in rows]
+    assert all(float(row[3]) > 0.99 for row in assigned)
+    np.testing.assert_allclose(result.params.latent.initial, [0.5, 0.5], atol=1e-6)
+    assert read_json("out/fit.json")["data"]["sequences"] == 2
+    assert sorted(os.listdir("out")) == FILES
+
+
+def test_hidden_markov_model_of_the_earthquakes(capsys):
+    """Zucchini & MacDonald, as the reference cases have it."""
+    run("fit", "earthquakes", "--model", "hmm", "--emission", "poisson", "--components", "1:2", "--starts", "4",
+        "--output", "out", "--no-cache")  # fmt: skip
+    summary = read_json("out/fit.json")
+    assert summary["components"] == 2
+    np.testing.assert_allclose(summary["log_likelihood"], -341.8787, atol=1e-3)
+    np.testing.assert_allclose(sorted(np.ravel(summary["parameters"]["likelihood"]["rate"])), [15.42, 26.02], atol=0.02)
+    assert "*    2         -341.879           5        707.122" in capsys.readouterr().out
+
+
+def test_left_to_right_never_returns():
+    write_rows("data.csv", ["y"], [(value,) for value in [0, 0.1, 0, 5, 5.1, 5, 9, 9.1, 9.05]])
+    run("fit", "data.csv", "--model", "hmm", "--left-to-right", "--covariance", "tied", "--components", "2,3",
+        "--starts", "16", "--output", "out", "--no-cache")  # fmt: skip
+    transition = io.load("out/fit.npz").params.latent.transition
+    assert np.all(np.tril(transition, -1) == 0)
+    assert [row[2] for row in read_csv("out/assignments.csv")[1:]] == list("000111222")
+
+
+def test_missing_cells(capsys):
+    write_rows("data.csv", ["a", "b"], [(0, 0), ("NA", 1), (0, ""), (1, 0), (20, 19), ("nan", 21), (18, "NULL")])
+    run("fit", "data.csv", "--model", "poisson", "--components", "2", "--no-cache", status=2)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "row 1 (line 3), column 'a': the value is missing" in error
+    assert error.endswith("--missing treats empty cells as missing")
+    run("fit", "data.csv", "--model", "poisson", "--components", "2", "--starts", "4", "--missing", "--output", "out",
+        "--no-cache")  # fmt: skip
+    assert "jaxem: note: 4 of 14 cells are missing, in 4 of 7 rows" in capsys.readouterr().err
+    rates = np.sort(io.load("out/fit.npz").params.likelihood.rate, axis=0)
+    np.testing.assert_allclose(rates, [[1 / 3, 1 / 3], [19, 20]], atol=1e-3)
+    assert read_json("out/fit.json")["data"]["missing_cells"] == 4
+
+
 BAD = [
     ([], "the following arguments are required"),
     (["fit"], "the following arguments are required: DATA"),
     (["guess"], "invalid choice: 'guess'"),
+    (
+        ["fit", "faithful", "--model", "guess"],
+        "no model 'guess'; the models are gaussian-mixture, poisson-mixture, hmm",
+    ),
+    (["fit", "faithful", "--model", "hmm", "--emission", "guess"], "invalid choice: 'guess'"),
+    (["fit", "faithful", "--emission", "poisson"], "--emission does not apply to --model gaussian-mixture"),
+    (["fit", "faithful", "--sequence", "waiting"], "--sequence does not apply to --model gaussian-mixture"),
+    (
+        ["fit", "faithful", "--model", "hmm", "--emission", "poisson", "--covariance", "full"],
+        "--covariance does not apply to --model hmm --emission poisson",
+    ),
+    (["fit", "faithful", "--model", "hmm", "--criterion", "icl"], "--criterion icl does not apply to --model hmm"),
+    (
+        ["fit", "three.csv", "--model", "hmm", "--sequence", "s"],
+        "no column 's'; its 2 columns are 'a', 'b'",
+    ),
+    (
+        ["fit", "weighted.csv", "--model", "hmm", "--sequence", "s", "--weights", "w"],
+        "the rows of sequence 'u' differ in theirs",
+    ),
+    (["fit", "missing.csv", "--missing"], "column 'b' is missing and others are not"),
     (["fit", "faithful", "--bogus"], "unrecognized arguments: --bogus"),
     (
         ["fit", "wine"],
-        "no file 'wine', nor a data set of that name; the data sets are faithful, hasselblad_deaths, iris",
+        "no file 'wine', nor a data set of that name; the data sets are earthquakes, faithful, hasselblad_deaths, iris",
     ),
     (["fit", "."], ". is not a file"),
     (["fit", "missing.csv"], "column 'b': the value is missing"),
@@ -190,7 +280,10 @@ BAD = [
     (["fit", "faithful", "--prior", "inf"], "at least 0; got 'inf'"),
     (["fit", "faithful", "--max-steps", "0"], "at least 1; got '0'"),
     (["fit", "faithful", "--covariance", "round"], "invalid choice: 'round'"),
-    (["fit", "faithful", "--model", "poisson", "--covariance", "full"], "--covariance is for Gaussian components"),
+    (
+        ["fit", "faithful", "--model", "poisson", "--covariance", "full"],
+        "it is an option of gaussian-mixture, hmm",
+    ),
     (["fit", "faithful", "--model", "poisson", "--no-cache"], "Poisson counts are 0, 1, 2, …; got 3.6 in row 0"),
     (["fit", "negative.csv", "--weights", "b", "--no-cache"], "weights must be finite and at least 0"),
 ]
@@ -200,6 +293,7 @@ BAD = [
 def test_bad_input_is_one_clear_line_and_status_2(tmp_path, capsys, args, message):
     (tmp_path / "three.csv").write_text("a,b\n1,2\n3,4\n5,7\n")
     (tmp_path / "missing.csv").write_text("a,b\n1,2\n3,\n")
+    (tmp_path / "weighted.csv").write_text("x,s,w\n1,v,1\n1,u,2\n2,u,3\n")
     (tmp_path / "negative.csv").write_text("a,b\n1,-2\n3,1\n")
     run(*args, status=2)
     captured = capsys.readouterr()
@@ -217,18 +311,20 @@ def test_a_file_wins_over_a_data_set_of_its_name(tmp_path):
 
 def test_default_components_are_no_more_than_the_rows(tmp_path):
     (tmp_path / "data.csv").write_text("a,w\n1,1\n2,0\n4,3\n")
-    args = cli._parser().parse_args(["fit", "data.csv", "--weights", "w"])
-    assert cli._check_components(None, cli._read(args)) == (1, 2)
+    args = arguments.parser().parse_args(["fit", "data.csv", "--weights", "w"])
+    assert inputs.check_components(None, inputs.read(args, models.choose(args))) == (1, 2)
 
 
 @pytest.mark.parametrize(("text", "numbers"), [("3", (3,)), ("1:4", (1, 2, 3, 4)), ("4,1,4", (1, 4)), ("2:2", (2,))])
 def test_components(text, numbers):
-    assert cli._components(text) == numbers
+    assert arguments._components(text) == numbers
 
 
 def test_models():
     def model(*args, rows=100):
-        return cli._model(cli._parser().parse_args(["fit", "faithful", *args]), 3, rows)
+        options = arguments.parser().parse_args(["fit", "faithful", *args])
+        table = tables.Table(np.zeros((rows, 1)), ("a",))
+        return models.choose(options).build(options, inputs.Input("data", table, jaxem.Data(x=table.x)), 3)
 
     assert isinstance(model("--covariance", "tied").likelihood.covariance, jaxem.Tied)
     assert isinstance(model(rows=10**6), jaxem.Chunked)
@@ -254,11 +350,11 @@ def test_a_cache_directory_that_cannot_be_written_is_done_without(tmp_path, monk
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / home) if "/" in home else home)
     monkeypatch.setenv("HOME", str(tmp_path / "file"))
-    assert cli._cache_directory() is None
+    assert process.cache_directory() is None
 
 
 def test_compiled_programs_are_kept(tmp_path):
-    with cli._compilation_cache(True):
+    with process.compilation_cache(True):
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / "cache" / "jaxem" / "xla")
     assert jax.config.jax_compilation_cache_dir is None
 
@@ -277,7 +373,7 @@ def test_progress_on_a_terminal_is_one_line_that_is_rewritten(capsys):
             pass
 
     terminal = Terminal()
-    progress = cli._Progress(terminal)
+    progress = console.Progress(terminal)
     progress.stage("fitting")
     progress.tick()
     progress.clear()

@@ -7,7 +7,7 @@ from jaxem import datasets
 
 
 def test_names_are_those_that_load():
-    assert datasets.names() == ("faithful", "hasselblad_deaths", "iris")
+    assert datasets.names() == ("earthquakes", "faithful", "hasselblad_deaths", "iris")
 
 
 @pytest.mark.parametrize("name", datasets.names())
@@ -42,6 +42,13 @@ def test_the_deaths_are_a_table_of_frequencies():
     assert data.weights.sum() == 1096
 
 
+def test_earthquakes_are_a_sequence_of_years():
+    data = datasets.load("earthquakes")
+    assert data.columns == ("count",)
+    assert data.x.shape == (107, 1)
+    assert (data.x[0, 0], data.x[-1, 0], data.x.sum()) == (13, 11, 2072)
+
+
 def test_an_unknown_name_lists_those_there_are():
-    with pytest.raises(ValueError, match="no data set 'wine'; there are faithful, hasselblad_deaths, iris"):
+    with pytest.raises(ValueError, match="no data set 'wine'; there are earthquakes, faithful, hasselblad_deaths, iris"):
         datasets.load("wine")

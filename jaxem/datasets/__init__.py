@@ -2,6 +2,7 @@
 
 | name | rows | columns | from |
 |---|---|---|---|
+| `earthquakes` | 107 | count | Zucchini & MacDonald (2009), Hidden Markov Models for Time Series, table 1.1 |
 | `faithful` | 272 | eruptions, waiting | Azzalini & Bowman (1990), Applied Statistics 39, 357-365; in R as `faithful` |
 | `iris` | 150 | sepal and petal length and width | Anderson (1935); Fisher (1936), Annals of Eugenics 7, 179-188 |
 | `hasselblad_deaths` | 10 | deaths, with days as weights | Hasselblad (1969), JASA 64, 1459-1471 |
@@ -43,6 +44,11 @@ class Entry:
 
 
 _ENTRIES = {
+    "earthquakes": Entry(
+        ("count",),
+        "The number of earthquakes of magnitude 7 or more in the world, in each of the years 1900 to 2006.",
+        "Zucchini and MacDonald (2009), Hidden Markov Models for Time Series, table 1.1; from the U.S. Geological Survey.",
+    ),
     "faithful": Entry(
         ("eruptions", "waiting"),
         "272 eruptions of the Old Faithful geyser: how long each lasted and the wait for the next, in minutes.",

@@ -50,7 +50,6 @@ class MarkovChain(Latent):
     freezable = frozenset({"initial", "transition"})
     freezable_by_component = freezable
     sequential = True
-    sweepable = True
 
     def __post_init__(self):
         k = self.num_components
@@ -70,6 +69,10 @@ class MarkovChain(Latent):
             object.__setattr__(
                 self, name, tuple(map(tuple, pattern.tolist())) if len(shape) == 2 else tuple(pattern.tolist())
             )
+
+    @property
+    def sweepable(self) -> bool:  # type: ignore[override]
+        return self.allowed is None and self.allowed_initial is None
 
     def with_components(self, num_components: int) -> MarkovChain:
         if self.allowed is None and self.allowed_initial is None:

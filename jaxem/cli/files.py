@@ -1,0 +1,179 @@
+"""What is written: the fit for jaxem and for other programs, what it says of every row, and a picture."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import importlib.util
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import jax
+import numpy as np
+
+import jaxem
+from jaxem.cli.fitting import Fitted
+from jaxem.cli.inputs import Input
+from jaxem.cli.models import Kind
+from jaxem.io import save, write_atomically
+from jaxem.result import Result, describe
+from jaxem.select import Selection
+from jaxem.status import Status
+
+
+def write(output: Path, args: argparse.Namespace, kind: Kind, data: Input, fitted: Fitted) -> list[str]:
+    """Write every file whole or not at all; returns their names."""
+    save(output / "fit.npz", fitted.best)
+    written = ["fit.npz"]
+    contents = {"fit.json": json_bytes(args, data, fitted), "assignments.csv": assignments(kind, data, fitted)}
+    if fitted.imputed is not None:
+        contents["imputed.csv"] = csv_bytes(data.columns, "%.10g", fitted.imputed)
+    for name, content in contents.items():
+        write_atomically(output / name, lambda file, content=content: _put(file, content))
+        written.append(name)
+    if importlib.util.find_spec("matplotlib") is not None:
+        from jaxem.plot import save_picture
+
+        save_picture(output / "fit.png", _picture(data, fitted))
+        written.append("fit.png")
+    return written
+
+
+def _put(file: BinaryIO, content: bytes) -> None:
+    file.write(content)
+
+
+def _picture(data: Input, fitted: Fitted) -> Any:
+    from jaxem.plot import fit_picture
+
+    return fit_picture(
+        fitted.best if fitted.selection is None else fitted.selection,
+        data.data,
+        data.columns,
+        weights=data.weights,
+        responsibilities=fitted.responsibilities,
+        assigned=fitted.assigned,
+        title=data.name,
+    )
+
+
+def assignments(kind: Kind, data: Input, fitted: Fitted) -> bytes:
+    """row, of sequences the sequence, component, its probability, and the probability of every component, as csv."""
+    r, assigned = data.in_file_order(fitted.responsibilities), data.in_file_order(fitted.assigned)
+    chosen = np.take_along_axis(r, assigned[:, None], axis=1)
+    rows = np.arange(len(r))[:, None]
+    if data.data.starts is None:
+        names = ["row", kind.unit, "probability", *(f"responsibility_{k}" for k in range(r.shape[1]))]
+        return csv_bytes(names, "%.6g", np.hstack([chosen, r]), np.hstack([rows, assigned[:, None]]))
+    names = ["row", "sequence", kind.unit, "probability", *(f"posterior_{k}" for k in range(r.shape[1]))]
+    groups = np.zeros(len(r), int) if data.table.groups is None else data.table.groups
+    words = [_quoted(name) for name in data.table.group_names or ("0",)]
+    leading = [f"{row},{words[group]},{state}" for row, (group, state) in enumerate(zip(groups, assigned))]
+    return csv_bytes(names, "%.6g", np.hstack([chosen, r]), leading=leading)
+
+
+def csv_bytes(
+    names: Any, pattern: str, values: np.ndarray, integers: np.ndarray | None = None, leading: list[str] | None = None
+) -> bytes:
+    """A table as csv: text that is ready, then whole numbers, then numbers written by ``pattern``."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerow(names)
+    integers = np.zeros((len(values), 0), int) if integers is None else integers
+    line = ",".join(["%d"] * integers.shape[1] + [pattern] * values.shape[1]) + "\n"
+    texts = [""] * len(values) if leading is None else [f"{text}," for text in leading]
+    for text, whole, row in zip(texts, integers.tolist(), values.tolist(), strict=True):
+        buffer.write(text + line % (*whole, *row))
+    return buffer.getvalue().encode()
+
+
+def _quoted(word: str) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="").writerow([word])
+    return buffer.getvalue()
+
+
+def json_bytes(args: argparse.Namespace, data: Input, fitted: Fitted) -> bytes:
+    return (json.dumps(_plain(_summary(args, data, fitted)), indent=2, allow_nan=False) + "\n").encode()
+
+
+def _summary(args: argparse.Namespace, data: Input, fitted: Fitted) -> dict[str, Any]:
+    """Everything about a fit that a person, or a program without jaxem, wants to read."""
+    best, status = fitted.best, fitted.best.status
+    settings = {name: value for name, value in vars(args).items() if name not in ("command", "version")}
+    summary = {
+        "jaxem": jaxem.__version__,
+        "jax": jax.__version__,
+        "settings": settings | {"output": None if args.output is None else str(args.output)},
+        "data": _data_summary(data) | {"weight": best.weight},
+        "model": describe(best.model),
+        "components": best.model.num_components,
+        "status": {"name": status.label, "text": status.text, "converged": best.converged, "steps": best.steps},
+        "log_likelihood": best.log_likelihood,
+        "objective": best.objective,
+        "bic": best.bic,
+        "aic": best.aic,
+        "free_parameters": best.num_free_parameters,
+        "degenerate_components": best.degenerate,
+        "empty_components": best.empty,
+        "parameters": best.params,
+        "starts": _starts_summary(best),
+    }
+    if fitted.selection is not None:
+        summary["selection"] = _selection_summary(fitted.selection)
+    return summary
+
+
+def _data_summary(data: Input) -> dict[str, Any]:
+    summary: dict[str, Any] = {"name": data.name, "rows": data.num_rows, "columns": data.columns}
+    if data.data.mask is not None:
+        summary["missing_cells"] = int(np.isnan(data.table.x).sum())
+    if data.data.starts is not None:
+        summary["sequences"] = int(data.data.starts.sum())
+    named = zip(data.columns, data.table.categories, strict=True)
+    categories = {name: names for name, names in named if names is not None}
+    return summary | ({"categories": categories} if categories else {})
+
+
+def _starts_summary(result: Result) -> dict[str, Any]:
+    starts = result.starts
+    values, counts = np.unique(starts.status, return_counts=True)
+    return {
+        "count": len(starts),
+        "share_at_best": result.share_at_best(),
+        "status": {Status(int(value)).label: int(count) for value, count in zip(values, counts, strict=True)},
+        "objective": starts.objective,
+        "steps": starts.steps,
+    }
+
+
+def _selection_summary(selection: Selection) -> dict[str, Any]:
+    rows = [
+        {
+            "components": result.model.num_components,
+            "log_likelihood": result.log_likelihood,
+            "free_parameters": result.num_free_parameters,
+            selection.criterion: value,
+            "status": result.status.label,
+        }
+        for result, value in zip(selection.results, selection.values, strict=True)
+    ]
+    return {"criterion": selection.criterion, "chosen": selection.best.model.num_components, "candidates": rows}
+
+
+def _plain(value: Any) -> Any:
+    """A pytree as JSON has it: fields by name, arrays as nested lists, and null for what is not finite."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if hasattr(value, "tolist"):
+        return _plain(np.asarray(value).tolist())
+    if isinstance(value, (tuple, list)):
+        return [_plain(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,150 @@
+"""The data of a fit: read, checked against what the model takes, and put in the order in which it is fitted."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxem import datasets, tables
+from jaxem.cli.console import CommandError, say
+from jaxem.cli.models import Kind
+from jaxem.model import Data
+
+DEFAULT_COMPONENTS = tuple(range(1, 10))
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """The data of a fit and what to call them.
+
+    data, weights: what is fitted. order: the row of the file of every row that is fitted, None where they are the same.
+    """
+
+    name: str
+    table: tables.Table
+    data: Data
+    weights: np.ndarray | None = None
+    order: np.ndarray | None = None
+
+    @property
+    def num_rows(self) -> int:
+        return self.table.x.shape[0]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self.table.columns
+
+    @property
+    def title(self) -> str:
+        notes = "" if self.table.weights is None else f", weights with sum {self.table.weights.sum():g}"
+        if len(self.table.group_names) > 1:
+            notes += f", {len(self.table.group_names)} sequences"
+        columns = ", ".join(self.columns[:8]) + (", …" if len(self.columns) > 8 else "")
+        plural = "s" if len(self.columns) > 1 else ""
+        return f"{self.name}: {self.num_rows} rows, {len(self.columns)} column{plural} ({columns}){notes}"
+
+    def in_file_order(self, rows: np.ndarray) -> np.ndarray:
+        """What was found for every row, in the order of the file."""
+        if self.order is None:
+            return rows
+        back = np.empty_like(rows)
+        back[self.order] = rows
+        return back
+
+
+def read(args: argparse.Namespace, kind: Kind) -> Input:
+    """The data file, or the data set, that was asked for."""
+    name, path, columns, weights = _find(args)
+    try:
+        table = tables.read(path, columns, weights, values=kind.values, missing=args.missing, groups=args.sequence)
+    except tables.MissingValueError as error:
+        if "missing" in kind.options:
+            raise CommandError(f"{error}; --missing treats empty cells as missing") from None
+        raise
+    for column, reason in table.left_out:
+        say(f"jaxem: note: column {column!r} is left out: {reason}")
+    mask = _mask(path, table, args.model, kind.cells)
+    order, starts = _sequences(table, "sequence" in kind.options)
+    x = table.x if mask is None else _filled(table.x)
+    picked = [None if a is None or order is None else a[order] for a in (x, mask, table.weights)]
+    x, mask, weights = picked if order is not None else (x, mask, table.weights)
+    return Input(name, table, Data(x=x, mask=mask, starts=starts), weights, order)
+
+
+def _find(args: argparse.Namespace) -> tuple[str, Path, Sequence[str] | None, str | None]:
+    """What to call the data, where they lie, their columns, and the one that holds the weights."""
+    path = Path(args.data)
+    if path.is_file():
+        return path.stem, path, args.columns, args.weights
+    if args.data in datasets.names():
+        known = datasets.entry(args.data)
+        return args.data, datasets.path(args.data), args.columns or known.columns, args.weights or known.weights
+    if path.exists():
+        raise CommandError(f"{path} is not a file")
+    names = ", ".join(datasets.names())
+    raise CommandError(f"there is no file {args.data!r}, nor a data set of that name; the data sets are {names}")
+
+
+def _mask(path: Path, table: tables.Table, model: str, cells: bool) -> np.ndarray | None:
+    """True where a cell is there, [N, D], or a row, [N]; None where all are."""
+    there = ~np.isnan(table.x)
+    if there.all():
+        return None
+    for name, column in zip(table.columns, there.T, strict=True):
+        if not column.any():
+            raise CommandError(f"{path}: all cells of column {name!r} are missing")
+    rows = np.flatnonzero(~there.all(axis=1))
+    say(
+        f"jaxem: note: {there.size - there.sum()} of {there.size} cells are missing, in {len(rows)} of {len(there)} rows"
+    )
+    if cells:
+        return there
+    partly = rows[there[rows].any(axis=1)]
+    if len(partly):
+        column = table.columns[int(np.argmin(there[partly[0]]))]
+        raise CommandError(
+            f"{path}, row {partly[0]}: column {column!r} is missing and others are not; of a row --model {model} "
+            "takes all or nothing"
+        )
+    return np.all(there, axis=1)
+
+
+def _filled(x: np.ndarray) -> np.ndarray:
+    """Missing cells hold a number of their column: nobody reads it, but everybody may check it."""
+    first = np.argmax(~np.isnan(x), axis=0)
+    return np.where(np.isnan(x), x[first, np.arange(x.shape[1])], x)
+
+
+def _sequences(table: tables.Table, sequential: bool) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The order that puts the rows of a sequence together, and where each sequence starts."""
+    if not sequential:
+        return None, None
+    if table.groups is None:
+        return None, np.arange(len(table.x)) == 0
+    order = np.argsort(table.groups, kind="stable")
+    groups = table.groups[order]
+    starts = np.concatenate([[True], groups[1:] != groups[:-1]])
+    if table.weights is not None:
+        weights = table.weights[order]
+        uneven = np.flatnonzero(~starts & (weights != np.concatenate([weights[:1], weights[:-1]])))
+        if len(uneven):
+            name = table.group_names[groups[uneven[0]]]
+            raise CommandError(
+                f"the weights are those of sequences, but the rows of sequence {name!r} differ in theirs"
+            )
+    return (None if np.array_equal(order, np.arange(len(order))) else order), starts
+
+
+def check_components(given: tuple[int, ...] | None, data: Input) -> tuple[int, ...]:
+    """The numbers of components to try: as asked for, or as many of the default ones as there are rows."""
+    rows = data.num_rows if data.weights is None else int(np.count_nonzero(data.weights))
+    if given is None:
+        return tuple(k for k in DEFAULT_COMPONENTS if k <= max(rows, 1))
+    if max(given) > rows:
+        rows_of = "rows" if data.weights is None else "rows of positive weight"
+        raise CommandError(f"{max(given)} components need at least as many rows; {data.name} has {rows} {rows_of}")
+    return given

@@ -1,0 +1,161 @@
+"""The models the command offers: one row of a table for each, with the options of its own."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import jaxem
+from jaxem.cli.console import CommandError
+from jaxem.families import Covariance
+from jaxem.model import Family, Model
+from jaxem.tables import Values
+
+if TYPE_CHECKING:
+    from jaxem.cli.inputs import Input
+
+Options = argparse.Namespace
+
+DEFAULT = "gaussian-mixture"
+COVARIANCES = {"full": jaxem.Full, "diagonal": jaxem.Diagonal, "spherical": jaxem.Spherical, "tied": jaxem.Tied}
+
+# More rows than this are fitted block by block: the responsibilities of all starts would fill the memory.
+_CHUNKED_ROWS = 200_000
+# The options that only some models have, as `argparse` names them.
+_OWN = ("covariance", "prior", "missing", "emission", "sequence", "left_to_right")
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A model as the command offers it.
+
+    text: what it is for. build: the model for these options, data and number of components. options: those of its own
+    that it takes. values: what the columns of its data hold. cells: whether some cells of a row may be missing, or only
+    all. unit: what --components counts. criteria: what may choose among numbers of them.
+    """
+
+    text: str
+    build: Callable[[Options, Input, int], Model]
+    options: frozenset[str] = frozenset()
+    values: Values = "numbers"
+    cells: bool = False
+    unit: str = "component"
+    criteria: tuple[str, ...] = ("bic", "aic", "icl")
+
+
+@dataclasses.dataclass(frozen=True)
+class Variants:
+    """Kinds told apart by an option; the first is the default."""
+
+    text: str
+    option: str
+    kinds: dict[str, Kind]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """A family as a part of models: how it is built, and the options that it brings."""
+
+    text: str
+    build: Callable[[Options, Input], Family]
+    options: frozenset[str] = frozenset()
+    values: Values = "numbers"
+    cells: bool = False
+
+
+_FAMILIES = {
+    "gaussian": _Part(
+        "normal distributions", lambda args, data: jaxem.Gaussian(_covariance(args)), frozenset({"covariance"})
+    ),
+    "poisson": _Part("Poisson counts", lambda args, data: jaxem.Poisson(), cells=True),
+}
+
+
+def _covariance(args: Options) -> Covariance:
+    return COVARIANCES[args.covariance or "full"]()
+
+
+def _mixture(part: _Part) -> Kind:
+    def build(args: Options, data: Input, num_components: int) -> Model:
+        model: Model = jaxem.Mixture(part.build(args, data), num_components)
+        if data.num_rows > _CHUNKED_ROWS:
+            model = jaxem.Chunked(model)
+        return _with_prior(args, model)
+
+    return Kind(f"mixture of {part.text}", build, part.options | {"prior", "missing"}, part.values, part.cells)
+
+
+def _hmm(part: _Part) -> Kind:
+    def build(args: Options, data: Input, num_components: int) -> Model:
+        allowed = initial = None
+        if args.left_to_right:
+            allowed, initial = jaxem.left_to_right(num_components), [k == 0 for k in range(num_components)]
+        family = part.build(args, data)
+        return _with_prior(args, jaxem.HMM(family, num_components, allowed=allowed, allowed_initial=initial))
+
+    options = part.options | {"prior", "emission", "sequence", "left_to_right", "missing"}
+    text = f"hidden Markov model with {part.text}"
+    return Kind(text, build, options, part.values, part.cells, "state", ("bic", "aic"))
+
+
+def _with_prior(args: Options, model: Model) -> Model:
+    return jaxem.WithPrior(model, args.prior) if args.prior else model
+
+
+#: The models by name; a mixture is also known by the name of its family alone.
+MODELS: dict[str, Kind | Variants] = {
+    **{f"{name}-mixture": _mixture(part) for name, part in _FAMILIES.items()},
+    "hmm": Variants("hidden Markov model", "emission", {name: _hmm(part) for name, part in _FAMILIES.items()}),
+}
+
+
+def canonical(name: str) -> str | None:
+    """The name of a model in the table, from any it is known by; None where there is none."""
+    return next((known for known in (name, f"{name}-mixture") if known in MODELS), None)
+
+
+def variants(option: str) -> tuple[str, ...]:
+    """What an option that tells kinds apart may say."""
+    found = [row.kinds for row in MODELS.values() if isinstance(row, Variants) and row.option == option]
+    return tuple(dict.fromkeys(name for kinds in found for name in kinds))
+
+
+def choose(args: Options) -> Kind:
+    """The model that was asked for; raises CommandError for an option that it does not have."""
+    row = MODELS[args.model]
+    name = f"--model {args.model}"
+    if isinstance(row, Variants):
+        variant = getattr(args, row.option) or next(iter(row.kinds))
+        if variant not in row.kinds:
+            raise CommandError(f"{name} takes --{row.option} {', '.join(row.kinds)}; got {variant!r}")
+        kind, name = row.kinds[variant], f"{name} --{row.option} {variant}"
+    else:
+        kind = row
+    for option in _OWN:
+        if getattr(args, option) not in (None, False) and option not in kind.options:
+            users = ", ".join(known for known, row in MODELS.items() if option in _options(row))
+            raise CommandError(f"{_typed(option)} does not apply to {name}; it is an option of {users}")
+    if args.criterion not in kind.criteria:
+        raise CommandError(f"--criterion {args.criterion} does not apply to {name}; use {' or '.join(kind.criteria)}")
+    return kind
+
+
+def _options(row: Kind | Variants) -> frozenset[str]:
+    return row.options if isinstance(row, Kind) else frozenset().union(*(kind.options for kind in row.kinds.values()))
+
+
+def _typed(option: str) -> str:
+    return "--" + option.replace("_", "-")
+
+
+def listing() -> str:
+    """The table of the models, for the help."""
+    lines = []
+    for name, row in MODELS.items():
+        alias = name.removesuffix("-mixture")
+        known = name if alias == name else f"{name}, {alias}"
+        options = " ".join(_typed(option) for option in _OWN if option in _options(row) and option != "missing")
+        lines.append(f"  {known:<34} {row.text}\n  {'':<34} {options}")
+    return "\n".join(lines)
