@@ -62,3 +62,15 @@ def sequences(seed: int, count: int, length: int, d: int, k: int, spread: float)
         "means": (means + 0.3 * rng.normal(size=means.shape)).astype(np.float32),
         "covariances": np.broadcast_to(1.5 * np.eye(d), (k, d, d)).astype(np.float32),
     }
+
+
+def items(seed: int, n: int, d: int, k: int, count: int) -> Arrays:
+    """N answers to D binary items from K classes, and ``count`` starts, [count, K, ...]: probabilities at random."""
+    rng = np.random.default_rng(seed)
+    probs = rng.uniform(0.1, 0.9, (k, d))
+    x = rng.random((n, d)) < probs[rng.choice(k, n, p=rng.dirichlet(np.full(k, 5.0)))]
+    return {
+        "x": x.astype(np.float32),
+        "weights": np.full((count, k), 1 / k, np.float32),
+        "probs": rng.uniform(0.25, 0.75, (count, k, d)).astype(np.float32),
+    }
