@@ -111,7 +111,7 @@ class Prepared:
     rest: Data = Data()
 
 
-def as_data(data: Any) -> Data | Prepared:
+def as_data(data: Any) -> Any:
     """Arrays become ``Data(x)``; `Data` and `Prepared` pass through."""
     return data if isinstance(data, (Data, Prepared)) else Data(x=data)
 

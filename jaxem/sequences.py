@@ -18,11 +18,11 @@ def from_list(sequences: Sequence[Any]) -> Data:
     arrays = [np.asarray(sequence) for sequence in sequences]
     if not arrays:
         raise ValueError("there is no sequence")
-    widths = {a.shape[1] if a.ndim == 2 else None for a in arrays}
-    if len(widths) != 1 or None in widths:
+    widths = {a.shape[1] if a.ndim == 2 else -1 for a in arrays}
+    if len(widths) != 1 or -1 in widths:
         raise ValueError(f"sequences need shapes [T, D] with one D; got {sorted({a.shape for a in arrays})[:4]}")
     lengths = np.array([len(a) for a in arrays], np.int32)
-    x = np.zeros((len(arrays), max(1, lengths.max()), widths.pop()), np.result_type(*arrays))
+    x = np.zeros((len(arrays), max(1, int(lengths.max())), widths.pop()), np.result_type(*arrays))
     for row, a in zip(x, arrays, strict=True):
         row[: len(a)] = a
     return Data(x=x, lengths=lengths)

@@ -49,10 +49,10 @@ class Smoothed:
 
     marginals: Float[Array, "B T K"]
     evidence: Float[Array, "B T"]
-    pairs: Float[Array, "K K"] | None = None
-    filtered: Float[Array, "B T K"] | None = None
-    ahead: Float[Array, "B T K"] | None = None
-    factor: Float[Array, "B T"] | None = None
+    pairs: Any = None
+    filtered: Any = None
+    ahead: Any = None
+    factor: Any = None
 
 
 def forward_backward(
@@ -188,13 +188,14 @@ def _backward_only(rows: _Rows, ahead: Array) -> Array:
 def _rows_of(chain: _Chain, blocks: int) -> _Rows:
     ends = None if chain.starts is None else jnp.concatenate([chain.starts[:, 1:], chain.starts[:, :1] & False], axis=1)
     own = chain.transition.ndim > 2
-    marks = (None if mark is None else _cut(mark, blocks, False)[:, None] for mark in (chain.starts, ends))
+    first, last = (None if mark is None else _cut(mark, blocks, False)[:, None] for mark in (chain.starts, ends))
     weights = None if chain.pair_weights is None else _cut(chain.pair_weights, blocks, 0)[:, None]
     return _Rows(
         chain.initial[:, None],
         None if own else chain.transition,
         _cut(chain.potentials, blocks, 0),
-        *marks,
+        first,
+        last,
         weights,
         jnp.moveaxis(_cut(chain.transition, blocks, 1), 1, -1) if own else None,
     )
@@ -335,4 +336,4 @@ def _compose(rows: _Rows, edge: tuple[Array, Array]) -> tuple[Array, Array]:
     _, predicted = jax.lax.scan(onward, edge[0], (operators, scales))
     _, ahead = jax.lax.scan(back, edge[1], (operators, scales), reverse=True)
     # [S, K, B] to [K, S·B]
-    return tuple(jnp.swapaxes(a, 0, 1).reshape(k, -1) for a in (predicted, ahead))
+    return jnp.swapaxes(predicted, 0, 1).reshape(k, -1), jnp.swapaxes(ahead, 0, 1).reshape(k, -1)

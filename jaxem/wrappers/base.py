@@ -40,7 +40,7 @@ class Wrapper(Model):
         return self.model.m_step(params, stats, frozen) if frozen else self.model.m_step(params, stats)
 
     def specialize(self, data) -> Model:
-        return dataclasses.replace(self, model=self.model.specialize(data))
+        return dataclasses.replace(self, model=self.model.specialize(data))  # type: ignore[type-var]
 
     def prepare(self, data) -> Any:
         return self.model.prepare(data)
