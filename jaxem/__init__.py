@@ -26,6 +26,7 @@ from jaxem.model import (
     static,
 )
 from jaxem.models import HMM, Forecast, LatentModel, LatentParams, LatentStats, Mixture, forecast, pair_posterior
+from jaxem.models.factor_analysis import PPCA, FactorAnalysis, FactorParams, FactorScores
 from jaxem.result import BatchResult, ConvergenceWarning, FitError, Result, Starts
 from jaxem.select import Selection, select
 from jaxem.slots import Index
@@ -38,6 +39,7 @@ __version__ = "0.1.0"
 __all__ = [
     "EM",
     "HMM",
+    "PPCA",
     "AbsoluteGain",
     "Aitken",
     "Algorithm",
@@ -50,6 +52,9 @@ __all__ = [
     "Diagnosis",
     "Diagonal",
     "EStep",
+    "FactorAnalysis",
+    "FactorParams",
+    "FactorScores",
     "Family",
     "FitError",
     "Forecast",

@@ -1,7 +1,21 @@
 """Models: a latent joined with a likelihood, and the names users type."""
 
+from jaxem.models.factor_analysis import PPCA, FactorAnalysis, FactorParams, FactorScores
 from jaxem.models.hmm import HMM, Forecast, forecast, pair_posterior
 from jaxem.models.latent_model import LatentModel, LatentParams, LatentStats
 from jaxem.models.mixture import Mixture
 
-__all__ = ["HMM", "Forecast", "LatentModel", "LatentParams", "LatentStats", "Mixture", "forecast", "pair_posterior"]
+__all__ = [
+    "HMM",
+    "PPCA",
+    "FactorAnalysis",
+    "FactorParams",
+    "FactorScores",
+    "Forecast",
+    "LatentModel",
+    "LatentParams",
+    "LatentStats",
+    "Mixture",
+    "forecast",
+    "pair_posterior",
+]
