@@ -1,6 +1,6 @@
 """jaxem: Expectation-Maximization on accelerators."""
 
-from jaxem import datasets, latents, sequences, stopping, testing
+from jaxem import datasets, latents, rotation, sequences, stopping, testing
 from jaxem.algorithms import EM
 from jaxem.driver import Run, race_lanes, run, run_lanes
 from jaxem.families import Diagonal, Full, Gaussian, GaussianParams, Poisson, PoissonParams, Spherical, Tied
@@ -106,6 +106,7 @@ __all__ = [
     "pair_posterior",
     "pytree",
     "race_lanes",
+    "rotation",
     "run",
     "run_lanes",
     "save",

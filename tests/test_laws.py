@@ -6,7 +6,7 @@ import pytest
 
 import jaxem
 from jaxem.model import Model
-from jaxem.testing import LAWS, NOT_APPLICABLE, _Counter, _Traced, check_family, check_model
+from jaxem.testing import LAWS, _Counter, _Traced, check_family, check_model
 from jaxem.wrappers.base import Wrapper
 
 _RNG = np.random.default_rng(0)
@@ -28,6 +28,9 @@ def _mixture(family: str, k: int = 2):
     return jaxem.Mixture(FAMILIES[family][0], k)
 
 
+HOLES = _RNG.random(WIDE.shape) < 0.8
+HOLES[3] = False  # a row of which nothing is observed
+
 MODELS = {
     **{f"mixture, {name}": (jaxem.Mixture(family, 2), data) for name, (family, data) in FAMILIES.items()},
     "one component": (_mixture("gaussian full", 1), POINTS),
@@ -44,6 +47,31 @@ MODELS = {
         jaxem.Chunked(jaxem.WithPrior(jaxem.Frozen(_mixture("gaussian diagonal"), ["covariance"]), 1.0), 20),
         POINTS,
     ),
+    "factor analysis": (jaxem.FactorAnalysis(2, expanded=False), WIDE),
+    "factor analysis, expanded": (jaxem.FactorAnalysis(2), WIDE),
+    "factor analysis, holes": (jaxem.FactorAnalysis(2, expanded=False), jaxem.Data(WIDE, mask=HOLES)),
+    "factor analysis, expanded, holes, chunked": (
+        jaxem.Chunked(jaxem.FactorAnalysis(1), 30),
+        jaxem.Data(WIDE, mask=HOLES),
+    ),
+    "factor analysis, frozen": (jaxem.Frozen(jaxem.FactorAnalysis(2, expanded=False), ["mean", "noise"]), WIDE),
+    "ppca": (jaxem.PPCA(2, expanded=False), WIDE),
+    "ppca, expanded": (jaxem.PPCA(2), WIDE),
+    "ppca, holes": (jaxem.PPCA(1, expanded=False), jaxem.Data(WIDE, mask=HOLES)),
+}
+
+# Laws that a row leaves out, each with its reason; every other law applies to every row.
+_GAUSSIAN_LATENT = {"bound": "its latent is not discrete: no q as [N, K]"}
+_EXPANDED = _GAUSSIAN_LATENT | {"stationary": "its M-step is the maximum of the q of a larger model"}
+LEFT_OUT = {
+    "factor analysis": _GAUSSIAN_LATENT,
+    "factor analysis, expanded": _EXPANDED,
+    "factor analysis, holes": _GAUSSIAN_LATENT,
+    "factor analysis, expanded, holes, chunked": _EXPANDED,
+    "factor analysis, frozen": _GAUSSIAN_LATENT,
+    "ppca": _GAUSSIAN_LATENT,
+    "ppca, expanded": _EXPANDED,
+    "ppca, holes": _GAUSSIAN_LATENT,
 }
 
 
@@ -56,10 +84,10 @@ def test_family(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_model(name):
     model, data = MODELS[name]
-    outcome = check_model(model, data, key=jax.random.key(0))
-    # Every law applies to every model of this table.
+    left_out = LEFT_OUT.get(name, {})
+    outcome = check_model(model, data, key=jax.random.key(0), skip=left_out)
     assert set(outcome) == set(LAWS)
-    assert not [law for law, said in outcome.items() if said.startswith(NOT_APPLICABLE)]
+    assert {law for law, said in outcome.items() if said != "passed"} == set(left_out)
 
 
 class TestTheLawsCanFail:

@@ -103,6 +103,7 @@ class LinearGaussian(Model):
 
     num_factors: int = static()
     floor: float = 1e-6
+    least_uniqueness: float = 0.0
     expanded: bool = static(default=True)
     center: Float[Array, " D"] | None = None
     scale: Float[Array, " D"] | None = None
@@ -115,6 +116,9 @@ class LinearGaussian(Model):
             raise ValueError(f"num_factors must be a whole number, at least 1; got {size!r}")
         if isinstance(self.floor, (int, float)) and not self.floor > 0:
             raise ValueError(f"floor must be positive; got {self.floor}")
+        share = self.least_uniqueness
+        if isinstance(share, (int, float)) and not 0 <= share < 1:
+            raise ValueError(f"least_uniqueness is a share of the variance, from 0 up to below 1; got {share}")
 
     def pooled_noise(self, residual: Float[Array, " D"], count: Float[Array, " D"]) -> Float[Array, "..."]:
         """The noise variances of the standardized features from sums of squared residuals and their counts."""
@@ -358,7 +362,10 @@ class LinearGaussian(Model):
         top = jnp.sqrt(jnp.maximum(values[d - self.num_factors :] - rest, _LEAST_START_NOISE * rest))
         moved = _PERTURBATION * jax.random.normal(key, (d, self.num_factors), dtype) / math.sqrt(self.num_factors)
         loadings = vectors[:, d - self.num_factors :] * top + moved * jnp.sqrt(variance)[:, None]
-        left = jnp.maximum(variance - jnp.sum(loadings**2, axis=1), _LEAST_START_NOISE * variance)
+        explained = jnp.sum(loadings**2, axis=1)
+        most = (1 - _LEAST_START_NOISE) * variance
+        loadings = loadings * jnp.sqrt(jnp.minimum(most / jnp.maximum(explained, most), 1))[:, None]
+        left = variance - jnp.minimum(explained, most)
         ones = jnp.ones(d, dtype)
         noise = jnp.maximum(self.pooled_noise(left, ones), model._floor(dtype))
         return model._in_units(mean, loadings, noise)
@@ -434,15 +441,16 @@ class LinearGaussian(Model):
             jnp.where(missing[:, :, None] & missing[:, None, :], covariance, 0),
         )
 
-    def heywood(self, params: FactorParams) -> Bool[Array, " D"]:
-        """Features whose noise variance is down at the floor (Heywood cases): the factors explain all of them."""
-        _, _, noise = self._standardized(params)
+    def heywood_cases(self, params: FactorParams) -> Bool[Array, " D"]:
+        """Features whose noise is at the floor, or less than `least_uniqueness` of their variance."""
+        _, loadings, noise = self._standardized(params)
+        variance = jnp.sum(loadings**2, axis=1) + noise
         # A little above the floor: what was put on it is read back through roundings.
-        return ~(noise > 1.05 * self._floor(noise.dtype))
+        return ~((noise > 1.05 * self._floor(noise.dtype)) & (noise >= self.least_uniqueness * variance))
 
     def diagnose(self, params: FactorParams, weight: Array) -> Diagnosis:
         """One entry, that of the model as a whole: degenerate with a Heywood case, empty below half an example."""
-        return Diagnosis(jnp.any(self.heywood(params))[None], jnp.asarray(weight < 0.5)[None])
+        return Diagnosis(jnp.any(self.heywood_cases(params))[None], jnp.asarray(weight < 0.5)[None])
 
     def to_free(self, params: FactorParams) -> FactorParams:
         return dataclasses.replace(params, noise=jnp.log(params.noise))
@@ -460,12 +468,17 @@ class LinearGaussian(Model):
 class FactorAnalysis(LinearGaussian):
     """Factor analysis, ``x ~ N(μ, Λ Λᵀ + Ψ)`` with L factors and a noise variance for each feature.
 
-    num_factors: L, below the number of features. floor: the smallest noise variance, relative to that of the feature;
-    one that reaches it (a Heywood case: see `heywood`) makes the fit degenerate. expanded: parameter-expanded EM, whose
-    steps go much further; without it the M-step maximizes `q`, which a prior needs. center, scale: [D], set by
-    `calibrate`. The loadings are determined up to a rotation (`jaxem.rotation`). Raises ValueError for num_factors
-    below 1 or a floor that is not positive (Rubin & Thayer 1982; Liu, Rubin & Wu 1998).
+    num_factors: L, below the number of features. floor: the smallest noise variance, relative to that of the feature in
+    the data. least_uniqueness: a fit in which noise is a smaller share than this of a feature's variance is degenerate
+    (a Heywood case: see `heywood_cases`); EM comes near the boundary slowly, so it is looked for before the floor, where
+    R's factanal does. expanded: parameter-expanded EM, which has the mean after one step and never needs more steps
+    (of PPCA half as many; what is slow in factor analysis, the noise, is as slow: an accelerated algorithm helps); without
+    it the M-step maximizes `q`. center, scale: [D], set by `calibrate`. Loadings are determined up to a rotation: see
+    `jaxem.rotation`. Raises ValueError for num_factors below 1, a floor that is not positive or a share outside [0, 1)
+    (Rubin & Thayer 1982; Liu, Rubin & Wu 1998).
     """
+
+    least_uniqueness: float = 0.005
 
     def pooled_noise(self, residual, count):
         return residual / jnp.where(count > 0, count, 1)
