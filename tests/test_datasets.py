@@ -50,5 +50,7 @@ def test_earthquakes_are_a_sequence_of_years():
 
 
 def test_an_unknown_name_lists_those_there_are():
-    with pytest.raises(ValueError, match="no data set 'wine'; there are earthquakes, faithful, hasselblad_deaths, iris"):
+    with pytest.raises(
+        ValueError, match="no data set 'wine'; there are earthquakes, faithful, hasselblad_deaths, iris"
+    ):
         datasets.load("wine")
