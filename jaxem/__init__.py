@@ -3,7 +3,24 @@
 from jaxem import datasets, latents, rotation, sequences, stopping, testing
 from jaxem.algorithms import EM
 from jaxem.driver import Run, race_lanes, run, run_lanes
-from jaxem.families import Diagonal, Full, Gaussian, GaussianParams, Poisson, PoissonParams, Spherical, Tied
+from jaxem.families import (
+    Diagonal,
+    Exponential,
+    ExponentialParams,
+    Full,
+    Gamma,
+    GammaParams,
+    Gaussian,
+    GaussianParams,
+    InverseGaussian,
+    InverseGaussianParams,
+    LogNormal,
+    LogNormalParams,
+    Poisson,
+    PoissonParams,
+    Spherical,
+    Tied,
+)
 from jaxem.fit import Race, fit, fit_batch
 from jaxem.inference import elbo, icl
 from jaxem.initialize import KMeansPlusPlus, RandomPoints, RandomResponsibilities, Start
@@ -52,6 +69,8 @@ __all__ = [
     "Diagnosis",
     "Diagonal",
     "EStep",
+    "Exponential",
+    "ExponentialParams",
     "FactorAnalysis",
     "FactorParams",
     "FactorScores",
@@ -60,6 +79,8 @@ __all__ = [
     "Forecast",
     "Frozen",
     "Full",
+    "Gamma",
+    "GammaParams",
     "Gaussian",
     "GaussianParams",
     "Hard",
@@ -67,11 +88,15 @@ __all__ = [
     "Index",
     "Inference",
     "Info",
+    "InverseGaussian",
+    "InverseGaussianParams",
     "KMeansPlusPlus",
     "Latent",
     "LatentModel",
     "LatentParams",
     "LatentStats",
+    "LogNormal",
+    "LogNormalParams",
     "MarkovChainParams",
     "Mixture",
     "Model",

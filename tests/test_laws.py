@@ -13,6 +13,8 @@ _RNG = np.random.default_rng(0)
 POINTS = np.concatenate([_RNG.normal(size=(20, 3)), _RNG.normal(size=(25, 3)) * [1, 2, 0.5] + 3])
 WIDE = np.concatenate([_RNG.normal(size=(40, 5)), _RNG.normal(size=(40, 5)) @ _RNG.normal(size=(5, 5)) + 2])
 COUNTS = np.concatenate([_RNG.poisson([6.0, 1.0], (20, 2)), _RNG.poisson([2.0, 9.0], (25, 2))]).astype(float)
+POSITIVE = np.concatenate([_RNG.gamma([2.0, 9.0], [1.0, 0.2], (20, 2)), _RNG.gamma([20.0, 3.0], [0.5, 2.0], (25, 2))])
+HOLES = jaxem.Data(POSITIVE, mask=_RNG.random(POSITIVE.shape) < 0.8)
 
 FAMILIES = {
     "gaussian full": (jaxem.Gaussian(jaxem.Full()), POINTS),
@@ -21,6 +23,12 @@ FAMILIES = {
     "gaussian diagonal": (jaxem.Gaussian(jaxem.Diagonal()), POINTS),
     "gaussian spherical": (jaxem.Gaussian(jaxem.Spherical()), POINTS),
     "poisson": (jaxem.Poisson(), COUNTS),
+    "exponential": (jaxem.Exponential(), POSITIVE),
+    "gamma": (jaxem.Gamma(), POSITIVE),
+    "gamma, missing cells": (jaxem.Gamma(), HOLES),
+    "lognormal": (jaxem.LogNormal(), POSITIVE),
+    "lognormal, missing cells": (jaxem.LogNormal(), HOLES),
+    "inverse gaussian": (jaxem.InverseGaussian(), POSITIVE),
 }
 
 

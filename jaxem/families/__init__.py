@@ -2,16 +2,28 @@
 
 from jaxem.families.base import ExponentialFamily
 from jaxem.families.covariance import Covariance, Diagonal, Full, Spherical, Tied
+from jaxem.families.exponential import Exponential, ExponentialParams
+from jaxem.families.gamma import Gamma, GammaParams
 from jaxem.families.gaussian import Gaussian, GaussianParams
+from jaxem.families.inverse_gaussian import InverseGaussian, InverseGaussianParams
+from jaxem.families.lognormal import LogNormal, LogNormalParams
 from jaxem.families.poisson import Poisson, PoissonParams
 
 __all__ = [
     "Covariance",
     "Diagonal",
+    "Exponential",
     "ExponentialFamily",
+    "ExponentialParams",
     "Full",
+    "Gamma",
+    "GammaParams",
     "Gaussian",
     "GaussianParams",
+    "InverseGaussian",
+    "InverseGaussianParams",
+    "LogNormal",
+    "LogNormalParams",
     "Poisson",
     "PoissonParams",
     "Spherical",

@@ -13,6 +13,7 @@ from jax.scipy.special import gammaln, xlogy
 from jaxem.families.base import divide, observations, seen, weighted_mean
 from jaxem.families.columns import IndependentColumns
 from jaxem.model import Data, pytree
+from jaxem.special import excess_over_log
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -73,7 +74,7 @@ class Poisson(IndependentColumns):
         small = jnp.where(near, delta, 0)
         far_log = jnp.log(jnp.maximum(rate, jnp.finfo(rate.dtype).tiny)) - jnp.log(center)
         log_ratio = jnp.where(near, jnp.log1p(small), far_log)
-        excess = jnp.where(near, _excess_over_log(small), delta - far_log)
+        excess = jnp.where(near, excess_over_log(small), delta - far_log)
         return -center * excess, (log_ratio,)
 
     def estimate(self, params: PoissonParams | None, count, terms, used, frozen) -> PoissonParams:
@@ -103,16 +104,8 @@ def _log_pmf(x: Array, rate: Array) -> Array:
     """
     large = x > 16
     safe = jnp.where(large, x, 16)
-    deviance = _excess_over_log((rate - safe) / safe)
+    deviance = excess_over_log((rate - safe) / safe)
     stirling = (1 / 12 - (1 / 360 - 1 / (1260 * safe**2)) / safe**2) / safe
     saddle = -0.5 * jnp.log(2 * math.pi * safe) - stirling - safe * deviance
     modest = jnp.where(large, 0, x)
     return jnp.where(large, saddle, xlogy(modest, rate) - rate - gammaln(modest + 1))
-
-
-def _excess_over_log(u: Array) -> Array:
-    """u − log(1 + u), by its series where the difference cancels."""
-    near = jnp.abs(u) < jnp.finfo(u.dtype).eps ** (1 / 6)
-    small = jnp.where(near, u, 0)
-    series = small**2 * (1 / 2 - small * (1 / 3 - small * (1 / 4 - small * (1 / 5 - small * (1 / 6 - small / 7)))))
-    return jnp.where(near, series, u - jnp.log1p(jnp.where(near, 0, u)))
