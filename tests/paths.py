@@ -25,16 +25,16 @@ class Paths:
 
 
 def every_path(initial, transition, potentials) -> Paths:
-    """By K^T paths. transition: [K, K], or one into every step, [T, K, K]; an impossible sequence has marginals of 0."""
+    """By K^T paths. transition: [K, K], or one out of every step, [T, K, K]; an impossible sequence has marginals of 0."""
     steps, k = potentials.shape
     if steps == 0:
         return Paths(0.0, np.zeros((0, k)), np.zeros((0, k, k)), np.zeros(0, int), 0.0, -np.inf, 0.0)
     paths = np.array(list(itertools.product(range(k), repeat=steps)))
-    into = np.broadcast_to(transition, (steps, k, k))
+    out_of = np.broadcast_to(transition, (steps, k, k))
     with np.errstate(divide="ignore"):
         joint = np.log(initial)[paths[:, 0]] + potentials[np.arange(steps), paths].sum(axis=1)
         for t in range(1, steps):
-            joint = joint + np.log(into[t])[paths[:, t - 1], paths[:, t]]
+            joint = joint + np.log(out_of[t - 1])[paths[:, t - 1], paths[:, t]]
     order = np.argsort(-joint, kind="stable")
     total = scipy.special.logsumexp(joint) if np.any(joint > -np.inf) else -np.inf
     p = np.exp(joint - total) if np.isfinite(total) else np.zeros(len(joint))

@@ -299,7 +299,11 @@ def _agree(guessed: Array, arrived: Array) -> Bool[Array, ""]:
 
 
 def _compose(rows: _Rows, edge: tuple[Array, Array]) -> tuple[Array, Array]:
-    """Exact borders: the operator of every block on p(z | before), and then one step per block."""
+    """Exact borders: the operator of every block on p(z | before), and then one step per block.
+
+    Where a sequence begins inside a block, the block is left the same way however it was entered, or if it could not be
+    entered at all; the way back sees the steps before the beginning only.
+    """
     _, count, k = rows.potentials.shape
     sequences = edge[0].shape[1]
 
@@ -310,30 +314,33 @@ def _compose(rows: _Rows, edge: tuple[Array, Array]) -> tuple[Array, Array]:
     entered = jnp.repeat(jnp.eye(k, dtype=rows.potentials.dtype), count, axis=1)
 
     def step(carry, xs):
-        message, scale = carry
+        message, scale, begun = carry
         potential, start, own = xs
         if start is not None:
+            begun = begun | start[0]
             message = jnp.where(repeat(start), rows.initial, message)
         filtered, evidence = _weigh(message, repeat(potential.T))
-        return (_onward(rows, filtered, None if own is None else repeat(own)), scale + _evidence(*evidence)), None
+        scale = scale + jnp.where(repeat(begun), 0, _evidence(*evidence))
+        return (_onward(rows, filtered, None if own is None else repeat(own)), scale, begun), None
 
-    begin = (entered, jnp.zeros(k * count, entered.dtype))
-    (left, scale), _ = jax.lax.scan(step, begin, (rows.potentials, rows.starts, rows.own))
+    begin = (entered, jnp.zeros(k * count, entered.dtype), jnp.zeros(count, bool))
+    (left, scale, begun), _ = jax.lax.scan(step, begin, (rows.potentials, rows.starts, rows.own))
     # [S, K entered, K left, B]
     operators = jnp.transpose(left.reshape(k, k, -1, sequences), (2, 1, 0, 3))
     scales = jnp.transpose(scale.reshape(k, -1, sequences), (1, 0, 2))
+    every = (operators, scales, begun.reshape(-1, sequences))
 
     def onward(predicted, xs):
-        operator, scale = xs
+        operator, scale, begun = xs
         weighed, _ = _weigh(predicted, scale)
-        return jnp.sum(weighed[:, None] * operator, axis=0), predicted
+        return jnp.where(begun, operator[0], jnp.sum(weighed[:, None] * operator, axis=0)), predicted
 
     def back(ahead, xs):
-        operator, scale = xs
-        weighed, _ = _weigh(jnp.sum(operator * ahead[None], axis=1), scale)
-        return weighed, ahead
+        operator, scale, begun = xs
+        through = jnp.where(begun, 1, jnp.sum(operator * ahead[None], axis=1))
+        return _weigh(through, scale)[0], ahead
 
-    _, predicted = jax.lax.scan(onward, edge[0], (operators, scales))
-    _, ahead = jax.lax.scan(back, edge[1], (operators, scales), reverse=True)
+    _, predicted = jax.lax.scan(onward, edge[0], every)
+    _, ahead = jax.lax.scan(back, edge[1], every, reverse=True)
     # [S, K, B] to [K, S·B]
     return jnp.swapaxes(predicted, 0, 1).reshape(k, -1), jnp.swapaxes(ahead, 0, 1).reshape(k, -1)
