@@ -266,6 +266,21 @@ class TestBlocks:
         whole, blocked = (smooth(*parts, blocks=s) for s in (1, 4))
         same_messages(blocked, whole, 3e-6)
 
+    @pytest.mark.parametrize("blocks", [1, 8])
+    def test_long_sticky_chains_in_float32(self, blocks):
+        """Nothing is forgotten, and evidence of −500 a step, alike in all states, may not cost the digits of the rest."""
+        steps, k, rng = 4000, 3, np.random.default_rng(0)
+        transition = np.where(np.eye(k, dtype=bool), 0.9999, 0.0001 / (k - 1))
+        potentials = -500 + 0.02 * rng.normal(size=(1, steps, k))
+        chain = tuple(np.float32(a) for a in (np.full(k, 1 / k), transition, potentials))
+        with jax.enable_x64(True):
+            exact = jax.device_get(smooth(*(np.float64(a) for a in chain)))
+        with jax.enable_x64(False):
+            single = smooth(*chain, blocks=blocks)
+        np.testing.assert_allclose(single.marginals, exact.marginals, rtol=0, atol=4e-4)
+        np.testing.assert_allclose(single.pairs, exact.pairs, rtol=4e-4)
+        np.testing.assert_allclose(single.evidence, exact.evidence, rtol=1e-6)
+
     @pytest.mark.parametrize("blocks", [1, 4])
     @pytest.mark.parametrize("size", [1e2, 1e4])
     def test_huge_potentials_in_float32(self, size, blocks):

@@ -311,6 +311,12 @@ def _compose(rows: _Rows, edge: tuple[Array, Array]) -> tuple[Array, Array]:
         """Every row once for each state that a block is entered in."""
         return jnp.concatenate([a] * k, axis=-1)
 
+    def relative(scale: Array) -> Array:
+        """Less that of the best state to enter in; −∞ stays."""
+        scale = scale.reshape(k, count)
+        best = jnp.max(scale, axis=0)
+        return (scale - jnp.where(jnp.isneginf(best), 0, best)).reshape(-1)
+
     entered = jnp.repeat(jnp.eye(k, dtype=rows.potentials.dtype), count, axis=1)
 
     def step(carry, xs):
@@ -320,7 +326,8 @@ def _compose(rows: _Rows, edge: tuple[Array, Array]) -> tuple[Array, Array]:
             begun = begun | start[0]
             message = jnp.where(repeat(start), rows.initial, message)
         filtered, evidence = _weigh(message, repeat(potential.T))
-        scale = scale + jnp.where(repeat(begun), 0, _evidence(*evidence))
+        # Only differences between the entered states matter, and only they keep their digits over a long block.
+        scale = relative(scale + jnp.where(repeat(begun), 0, relative(_evidence(*evidence))))
         return (_onward(rows, filtered, None if own is None else repeat(own)), scale, begun), None
 
     begin = (entered, jnp.zeros(k * count, entered.dtype), jnp.zeros(count, bool))
