@@ -92,6 +92,7 @@ def fit(
         _fit_program, start or KMeansPlusPlus(), algorithm, control, race, num_starts=num_starts, trace_size=trace_size
     )
     fitted, run, diagnosis, best, weight = program(model, data, weights, None if given is not None else key, given)
+    fitted = fitted.specialize(None)
     result = make_result(fitted, jax.device_get(run), jax.device_get(diagnosis), int(best), n, float(weight))
     report(result, data, on_failure)
     return result
@@ -166,7 +167,7 @@ def fit_batch(
     run, diagnosis, best, weight = jax.device_get((run, diagnosis, best, weight))
     every = np.arange(sets)
     result = BatchResult(
-        fitted,
+        fitted.specialize(None),
         jax.tree.map(lambda a: a[every, best], run.params),
         _starts(run),
         best,
@@ -186,7 +187,7 @@ def _batch_program(start, algorithm, control, race, model, data, weights, key, g
 
     def ready(data, weights):
         # A data set that is not finite keeps a finite centre and start; its status comes from the data themselves.
-        clean = jax.tree.map(lambda a: jnp.where(jnp.isfinite(a), a, 0), data)
+        clean = jax.tree.map(_finite, data)
         own = model.calibrate(clean, weights)
         return own, own.compress(data, weights), clean
 
@@ -211,6 +212,10 @@ def _batch_program(start, algorithm, control, race, model, data, weights, key, g
     weight = jax.vmap(lambda m, d, w: m.num_observations(d, w))(models, prepared, weights)
     diagnosis = jax.vmap(lambda m, p, w: jax.vmap(lambda q: m.diagnose(q, w))(p))(models, run.params, weight)
     return models, run, diagnosis, best, weight
+
+
+def _finite(leaf: Array) -> Array:
+    return jnp.where(jnp.isfinite(leaf), leaf, 0) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
 
 # Shared by the doors.

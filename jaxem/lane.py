@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from jaxem.model import Algorithm, Model, num_examples, pytree
+from jaxem import layout
+from jaxem.model import Algorithm, Data, Model, num_examples, pytree
 from jaxem.status import Status
 from jaxem.stopping import Progress, RelativeGain, Stopping
 
@@ -127,6 +128,7 @@ def advance(lane: Lane, model: Model, data: Any, weights: Any, algorithm: Algori
 
 def input_status(model: Model, data: Any, weights: Any) -> Array:
     """RUNNING, or why this data set cannot be fitted at all."""
+    data = layout.hidden(data, 0.0) if isinstance(data, Data) else data
     leaves = [leaf for leaf in jax.tree.leaves((data, weights)) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     finite = jnp.array(True)
     for leaf in leaves:

@@ -51,16 +51,28 @@ def normal(data: Data, sequential: bool, filler: float) -> Data:
             raise ValueError("lengths belong to padded sequences, [B, T, D]; flat ones, [N, D], have starts")
         starts = jnp.zeros(x.shape[0], bool) if data.starts is None else data.starts.astype(bool)
         data = dataclasses.replace(data, starts=starts.at[0].set(True))
-    rows = observed(data)
-    cells = data.mask if data.mask is not None and data.mask.ndim == x.ndim else None
-    seen = cells if rows is None else (rows[..., None] if cells is None else rows[..., None] & cells)
-    if seen is None:
+    return hidden(data, filler)
+
+
+def hidden(data: Data, filler: float) -> Data:
+    """The data with ``filler`` in every cell of x that is not observed, and 0 in inputs beyond a length."""
+    cells = seen(data)
+    if cells is None:
         return data
     within = _within(data)
     inputs = data.inputs
     if inputs is not None and within is not None:
         inputs = jnp.where(within[..., None], inputs, 0)
-    return dataclasses.replace(data, x=jnp.where(seen, x, jnp.asarray(filler, x.dtype)), inputs=inputs)
+    return dataclasses.replace(data, x=jnp.where(cells, data.x, jnp.asarray(filler, data.x.dtype)), inputs=inputs)
+
+
+def seen(data: Data) -> Bool[Array, "*N D"] | None:
+    """Which cells of x are observed, to broadcast against x; None where all are."""
+    rows = observed(data)
+    cells = data.mask if data.mask is not None and data.mask.ndim == data.x.ndim else None
+    if rows is None:
+        return cells
+    return rows[..., None] if cells is None else rows[..., None] & cells
 
 
 def observed(data: Data) -> Bool[Array, "*N"] | None:
@@ -73,7 +85,7 @@ def observed(data: Data) -> Bool[Array, "*N"] | None:
 
 
 def _within(data: Data) -> Bool[Array, "B T"] | None:
-    if data.lengths is None:
+    if data.lengths is None or data.x.ndim < 3:
         return None
     return jnp.arange(data.x.shape[1]) < data.lengths[:, None]
 

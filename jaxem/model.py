@@ -212,10 +212,11 @@ class Model:
         """
         return self
 
-    def specialize(self, data: PyTree) -> Model:
+    def specialize(self, data: PyTree | None) -> Model:
         """The model with what concrete data say about the shape of its program (the number of missing patterns, say).
 
-        Asked on the host, before tracing; a model it was not asked of gives the same numbers more slowly.
+        Asked on the host, before tracing; a model it was not asked of gives the same numbers more slowly. It holds for
+        these data alone: with None the model forgets what it was told.
         """
         return self
 
@@ -436,7 +437,7 @@ class Family:
         """True when `calibrate` has nothing left to do."""
         return True
 
-    def specialize(self, data: Data) -> Family:
+    def specialize(self, data: Data | None) -> Family:
         """The family with what concrete data say about the shape of its program (see `Model.specialize`)."""
         return self
 

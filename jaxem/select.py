@@ -140,6 +140,7 @@ def _sweep(
         num_starts=num_starts,
         trace_size=trace_size,
     )
+    fitted = fitted.specialize(None)
     run, diagnosis = jax.device_get((run, diagnosis))
     results = []
     for i, model in enumerate(models):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxem import layout
 from jaxem.model import Data, Model, Prepared, UnsupportedError
 
 
@@ -67,7 +68,8 @@ def check_data(model: Model, data: Any, batch: int = 0) -> int:
     if shape[-1] < model.min_examples:
         raise ValueError(f"{model.num_components} components need at least as many rows; got {shape[-1]}")
     if not batch:
-        for path, leaf in jax.tree_util.tree_leaves_with_path(data):
+        read = layout.hidden(data, 0.0) if isinstance(data, Data) else data
+        for path, leaf in jax.tree_util.tree_leaves_with_path(read):
             if jnp.issubdtype(leaf.dtype, jnp.floating) and not bool(jnp.all(jnp.isfinite(leaf))):
                 raise ValueError(_first_bad(leaf, jax.tree_util.keystr(path)))
         model.validate(data)
@@ -78,12 +80,13 @@ def _first_bad(leaf: jax.Array, name: str) -> str:
     bad = np.argwhere(~np.isfinite(np.asarray(leaf)))
     where = bad[0]
     value = np.asarray(leaf)[tuple(where)]
-    place = f"row {where[0]}" + (f", column {where[1]}" if len(where) > 1 else "")
+    axes = ("sequence", "step", "column") if len(where) == 3 else ("row", "column")
+    place = ", ".join(f"{axis} {i}" for axis, i in zip(axes, where, strict=False))
     rows = len(np.unique(bad[:, 0]))
     part = f" ({name.lstrip('.')})" if name else ""
     return (
-        f"the data{part} hold {value} in {place} ({rows} of {leaf.shape[0]} rows have such values); "
-        "remove these rows or fill them in"
+        f"the data{part} hold {value} in {place} ({rows} of {leaf.shape[0]} {axes[0]}s have such values); "
+        "remove them, fill them in, or mask them: jaxem.Data(x, mask=numpy.isfinite(x))"
     )
 
 
@@ -109,11 +112,14 @@ def check_weights(weights: Any, shape: tuple[int, ...], dtype: Any, least: int) 
 
 
 def constant_columns(data: Any) -> list[int]:
-    """Columns of x that hold one value only."""
+    """Columns of x that hold one value only, of what is observed."""
     x = observations(data)
-    if x is None or x.ndim != 2 or x.shape[0] < 2:
+    if x is None or x.ndim < 2 or x.shape[0] < 2:
         return []
-    return [int(i) for i in np.flatnonzero(np.asarray(jnp.max(x, axis=0) == jnp.min(x, axis=0)))]
+    cells = layout.seen(data) if isinstance(data, Data) else None
+    rows = tuple(range(x.ndim - 1))
+    low, high = (x, x) if cells is None else (jnp.where(cells, x, jnp.inf), jnp.where(cells, x, -jnp.inf))
+    return [int(i) for i in np.flatnonzero(np.asarray(jnp.min(low, axis=rows) >= jnp.max(high, axis=rows)))]
 
 
 def check_count(name: str, value: Any, least: int) -> int:

@@ -15,6 +15,12 @@ WIDE = np.concatenate([_RNG.normal(size=(40, 5)), _RNG.normal(size=(40, 5)) @ _R
 COUNTS = np.concatenate([_RNG.poisson([6.0, 1.0], (20, 2)), _RNG.poisson([2.0, 9.0], (25, 2))]).astype(float)
 POSITIVE = np.concatenate([_RNG.gamma([2.0, 9.0], [1.0, 0.2], (20, 2)), _RNG.gamma([20.0, 3.0], [0.5, 2.0], (25, 2))])
 HOLES = jaxem.Data(POSITIVE, mask=_RNG.random(POSITIVE.shape) < 0.8)
+# Of 45 rows of 3 cells there are at most 8 patterns: pattern by pattern. Of 80 of 7 there are up to 80: row by row.
+MASK = _RNG.random(POINTS.shape) > 0.25
+MASK[0], MASK[1] = True, False
+MISSING = jaxem.Data(x=np.where(MASK, POINTS, np.nan), mask=MASK)
+_SEVEN = WIDE[:, [0, 1, 2, 3, 4, 0, 1]] + _RNG.normal(size=(80, 7))
+MANY_PATTERNS = jaxem.Data(x=_SEVEN, mask=_RNG.random(_SEVEN.shape) > 0.1)
 
 FAMILIES = {
     "gaussian full": (jaxem.Gaussian(jaxem.Full()), POINTS),
@@ -22,6 +28,11 @@ FAMILIES = {
     "gaussian tied": (jaxem.Gaussian(jaxem.Tied()), POINTS),
     "gaussian diagonal": (jaxem.Gaussian(jaxem.Diagonal()), POINTS),
     "gaussian spherical": (jaxem.Gaussian(jaxem.Spherical()), POINTS),
+    "gaussian full, missing": (jaxem.Gaussian(jaxem.Full()), MISSING),
+    "gaussian full, missing, many patterns": (jaxem.Gaussian(jaxem.Full()), MANY_PATTERNS),
+    "gaussian tied, missing": (jaxem.Gaussian(jaxem.Tied()), MISSING),
+    "gaussian diagonal, missing": (jaxem.Gaussian(jaxem.Diagonal()), MISSING),
+    "gaussian spherical, missing": (jaxem.Gaussian(jaxem.Spherical()), MISSING),
     "poisson": (jaxem.Poisson(), COUNTS),
     "exponential": (jaxem.Exponential(), POSITIVE),
     "gamma": (jaxem.Gamma(), POSITIVE),
@@ -45,6 +56,7 @@ MODELS = {
     "with prior, gaussian full": (jaxem.WithPrior(_mixture("gaussian full"), 2.0), POINTS),
     "with prior, gaussian spherical": (jaxem.WithPrior(_mixture("gaussian spherical"), 0.5), POINTS),
     "with prior, poisson": (jaxem.WithPrior(_mixture("poisson"), 2.0), COUNTS),
+    "chunked, missing": (jaxem.Chunked(_mixture("gaussian full"), 16), MISSING),
     "chunked, a remainder": (jaxem.Chunked(_mixture("gaussian full"), 16), POINTS),
     "frozen mean": (jaxem.Frozen(_mixture("gaussian full"), ["mean"]), POINTS),
     "frozen weights and one rate": (

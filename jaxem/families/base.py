@@ -32,13 +32,27 @@ class ExponentialFamily(Family):
         """η of each component: the coefficients of T(x) in log p(x | z = k)."""
         raise unsupported(self, "natural", "the E-step")
 
-    def log_prob(self, params: Any, statistics: Float[Array, "N P"]) -> Float[Array, "N K"]:
+    def log_prob(self, params: Any, statistics: Any) -> Float[Array, "N K"]:
+        if self.augmented(statistics):
+            return self.augmented_log_prob(params, statistics)
         return linear(statistics, self.natural(params))
 
-    def accumulate(
-        self, params: Any, statistics: Float[Array, "N P"], marginals: Float[Array, "N K"]
-    ) -> Float[Array, "K P"]:
+    def accumulate(self, params: Any, statistics: Any, marginals: Float[Array, "N K"]) -> Float[Array, "K P"]:
+        if self.augmented(statistics):
+            return self.augmented_sums(params, statistics, marginals)
         return weighted_sums(marginals, statistics)
+
+    def augmented(self, statistics: Any) -> bool:
+        """Statistics of rows that are not complete are of a type of their own, not an array."""
+        return not isinstance(statistics, (jax.Array, np.ndarray))
+
+    def augmented_log_prob(self, params: Any, statistics: Any) -> Float[Array, "N K"]:
+        """log p of what is observed of each row."""
+        raise unsupported(self, "augmented_log_prob", "rows that are not complete")
+
+    def augmented_sums(self, params: Any, statistics: Any, marginals: Float[Array, "N K"]) -> Float[Array, "K P"]:
+        """Σ_n r_nk E[T(x_n) | what is observed of x_n]. ``params`` is None at a start."""
+        raise unsupported(self, "augmented_sums", "rows that are not complete")
 
     def q(self, params: Any, stats: Float[Array, "K P"]) -> Float[Array, ""]:
         return jnp.sum(jnp.where(stats == 0, 0.0, self.natural(params) * stats))

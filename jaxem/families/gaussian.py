@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxem.families.base import ExponentialFamily, divide, hold, keep, observations, occupied, weighted_mean
-from jaxem.families.covariance import Covariance, Full
+from jaxem.families import missing_gaussian as missing
+from jaxem.families.base import (
+    ExponentialFamily,
+    divide,
+    hold,
+    keep,
+    linear,
+    observations,
+    occupied,
+    weighted_mean,
+)
+from jaxem.families.covariance import Covariance, Full, _pack
 from jaxem.linalg import cholesky, dot
-from jaxem.model import Data, pytree
+from jaxem.model import Data, pytree, static
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
@@ -34,13 +46,19 @@ class Gaussian(ExponentialFamily):
     1/1000 of the feature's by default); in float32 no less than 64 roundings. A component that reaches it is reported
     as degenerate. It is a guard, not a prior: for a proper one see `jaxem.WithPrior`.
     center, scale: [D], set by `calibrate`; statistics are taken of (x − center)/scale, because raw second moments cancel.
+    num_patterns: a bound on how many different rows the mask has, set by `specialize`.
+
+    With a mask, log p(x | k) is that of the observed cells, and the E-step fills in the others by their conditional
+    moments, exactly (see `jaxem.families.missing_gaussian`).
     """
 
     covariance: Covariance = Full()
     floor: float = 1e-6
     center: Float[Array, " D"] | None = None
     scale: Float[Array, " D"] | None = None
+    num_patterns: int | None = static(default=None)
 
+    reads = frozenset({"x", "mask"})
     freezable = frozenset({"mean", "covariance"})
 
     def __post_init__(self):
@@ -58,9 +76,9 @@ class Gaussian(ExponentialFamily):
         return self.center is not None
 
     def calibrate(self, data: Data, weights: Array | None) -> Gaussian:
-        x = observations(data)
-        center = weighted_mean(x, weights)
-        variance = weighted_mean((x - center) ** 2, weights)
+        x = _cells(data)
+        center = weighted_mean(x, weights, data.mask)
+        variance = weighted_mean((x - center) ** 2, weights, data.mask)
         # A column that varies by no more than its rounding is constant: its size is the only scale it has.
         rounding = (4 * jnp.finfo(x.dtype).eps * jnp.abs(center)) ** 2
         if self.covariance.isotropic:
@@ -71,14 +89,31 @@ class Gaussian(ExponentialFamily):
             center_size = jnp.abs(center)
         size = jnp.where(center_size > 0, center_size, 1)
         scale = jnp.where(variance > rounding, jnp.sqrt(variance), size)
-        return Gaussian(self.covariance, self.floor, center, scale)
+        return dataclasses.replace(self, center=center, scale=scale)
+
+    def specialize(self, data: Data | None) -> Gaussian:
+        mask = None if data is None else data.mask
+        grouped = mask is not None and not self._independent(mask.shape[-1])
+        return dataclasses.replace(self, num_patterns=missing.count_patterns(np.asarray(mask)) if grouped else None)
+
+    def validate(self, data: Data) -> None:
+        if data.mask is not None:
+            never = np.flatnonzero(~np.any(np.asarray(data.mask), axis=0))
+            if len(never):
+                raise ValueError(f"no cell of column {never[0]} is observed: leave the column out")
 
     def features(self, data: Data) -> Float[Array, "N D"]:
-        return self._standardize(observations(data))
+        """Standardized x; a missing cell is at the centre."""
+        y = self._standardize(_cells(data))
+        return y if data.mask is None else jnp.where(data.mask, y, 0)
 
-    def statistics(self, data: Data) -> Float[Array, "*N P"]:
-        y = self._standardize(observations(data))
-        return jnp.concatenate([jnp.ones_like(y[..., :1]), y, self.covariance.columns(y)], axis=-1)
+    def statistics(self, data: Data) -> Any:
+        y = self._standardize(_cells(data))
+        if data.mask is None:
+            return jnp.concatenate([jnp.ones_like(y[..., :1]), y, self.covariance.columns(y)], axis=-1)
+        if self._independent(y.shape[-1]):
+            return missing.cell_statistics(y, data.mask)
+        return missing.row_statistics(y, data.mask, self.num_patterns)
 
     def natural(self, params: GaussianParams) -> Float[Array, "K P"]:
         mean, covariance = self._standardized(params)
@@ -87,6 +122,46 @@ class Gaussian(ExponentialFamily):
         log_scale = 0.0 if self.scale is None else jnp.sum(jnp.log(self.scale))
         constant = -0.5 * (jnp.sum(linear * mean, axis=-1) + log_det + d * math.log(2 * math.pi)) - log_scale
         return jnp.concatenate([constant[:, None], linear, quadratic], axis=-1)
+
+    def augmented_log_prob(self, params: GaussianParams, statistics: Any) -> Float[Array, "N K"]:
+        mean, covariance = self._standardized(params)
+        log_scale = jnp.zeros_like(mean[0]) if self.scale is None else jnp.log(self.scale)
+        if isinstance(statistics, missing.MissingCells):
+            natural = missing.cell_natural(mean, self._variances(mean, covariance), log_scale)
+            return linear(statistics.table, natural)
+        return missing.row_log_prob(statistics, mean, self.covariance.dense(covariance, *mean.shape), log_scale)
+
+    def augmented_sums(
+        self, params: GaussianParams | None, statistics: Any, marginals: Float[Array, "N K"]
+    ) -> Float[Array, "K P"]:
+        """At a start a missing cell has the mean and the variance of its column, and no covariance."""
+        rows = isinstance(statistics, missing.MissingRows)
+        if params is None:
+            start = missing.row_start_moments if rows else missing.cell_start_moments
+            count, first, second = start(statistics, marginals)
+        else:
+            mean, covariance = self._standardized(params)
+            if rows:
+                dense = self.covariance.dense(covariance, *mean.shape)
+                count, first, second = missing.row_moments(statistics, marginals, mean, dense)
+            else:
+                variance = self._variances(mean, covariance)
+                count, first, second = missing.cell_moments(statistics, marginals, mean, variance)
+        if rows:
+            columns = _pack(second)
+        else:  # sums of squares: those of a feature by itself say which
+            columns = dot(second, self.covariance.columns(jnp.eye(first.shape[1], dtype=first.dtype)))
+        return jnp.concatenate([count, first, columns], axis=-1)
+
+    def conditional_moments(self, params: GaussianParams, data: Data) -> tuple[Array, Array]:
+        x = _cells(data)
+        mask = jnp.ones(x.shape, bool) if data.mask is None else data.mask
+        mean, covariance = self._standardized(params)
+        dense = self.covariance.dense(covariance, *mean.shape)
+        mean, covariance = missing.row_conditional_moments(self._standardize(x), mask, mean, dense)
+        if self.center is not None and self.scale is not None:
+            mean, covariance = mean * self.scale + self.center, covariance * self.scale[:, None] * self.scale
+        return jnp.where(mask[:, None, :], x[:, None, :], mean), covariance
 
     def maximize(self, params: GaussianParams | None, stats: Float[Array, "K P"], frozen) -> GaussianParams:
         d = self._dimension(stats)
@@ -141,6 +216,14 @@ class Gaussian(ExponentialFamily):
     def from_free(self, free: GaussianParams) -> GaussianParams:
         return GaussianParams(free.mean, self.covariance.from_free(free.covariance, free.mean.shape[1]))
 
+    def _independent(self, d: int) -> bool:
+        """True where the structure reads no products of two features: then each cell can be missing by itself."""
+        return self.covariance.num_columns(d) <= d
+
+    def _variances(self, mean: Array, covariance: Array) -> Float[Array, "K D"]:
+        quadratic, _, _ = self.covariance.precision(covariance, mean)
+        return jnp.broadcast_to(-0.5 / quadratic, mean.shape)
+
     def _standardize(self, x: Array) -> Array:
         return x if self.center is None or self.scale is None else (x - self.center) / self.scale
 
@@ -163,3 +246,9 @@ class Gaussian(ExponentialFamily):
         while 1 + d + self.covariance.num_columns(d) < stats.shape[-1]:
             d += 1
         return d
+
+
+def _cells(data: Data) -> Float[Array, "*N D"]:
+    """x, with zeros in the missing cells."""
+    x = observations(data)
+    return x if data.mask is None else jnp.where(data.mask, x, 0)

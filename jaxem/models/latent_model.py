@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +90,8 @@ class LatentModel(Model):
     # The data's road: raw → calibrate (once, the whole) → prepare (once, or once a chunk) → e_step.
 
     def specialize(self, data: Any) -> LatentModel:
-        return LatentModel(self.latent, self.likelihood.specialize(self._rows(self._read(data))))
+        rows = None if data is None else self._rows(self._read(data))
+        return LatentModel(self.latent, self.likelihood.specialize(rows))
 
     def _read(self, data: Any) -> Data:
         """The data in their normal form: checked, and finite in every place that is not observed."""
@@ -338,12 +340,17 @@ class LatentModel(Model):
         """Mixes the components' conditional moments by the posterior: E[x] and its law of total covariance."""
         model = self.calibrate(data)
         read = model._read(data)
+        seen = layout.seen(read)
+        cells = jnp.ones(read.x.shape, bool) if seen is None else jnp.broadcast_to(seen, read.x.shape)
+        rows = dataclasses.replace(model._rows(read), mask=cells.reshape(-1, read.x.shape[-1]))
         posterior = self.posterior(params, data).reshape(-1, self.num_components)
-        mean, covariance = model.likelihood.conditional_moments(params.likelihood, model._rows(read))
-        overall = jnp.einsum("nk,nkd->nd", posterior, mean, precision="highest")
+        mean, covariance = model.likelihood.conditional_moments(params.likelihood, rows)
+        # What is observed is known: not mixed, so that it keeps its last bit, and without covariance.
+        overall = jnp.where(rows.mask, rows.x, jnp.einsum("nk,nkd->nd", posterior, mean, precision="highest"))
         away = mean - overall[:, None, :]
         spread = covariance + away[..., :, None] * away[..., None, :]
         total = jnp.einsum("nk,nkde->nde", posterior, spread, precision="highest")
+        total = jnp.where(rows.mask[:, :, None] | rows.mask[:, None, :], 0, total)
         lead = layout.lead(read)
         return Imputation(layout.by_examples(overall, lead), layout.by_examples(total, lead))
 
