@@ -27,9 +27,10 @@ from jaxem.model import pytree
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
 
-# Blocks pay for few and long sequences: so many rows fill the vector units.
-_ROWS = 1024
-_LONG = 4096
+# Blocks pay for few and long sequences. So many rows fill the vector units of a processor, whose scans are cheap; the
+# steps of an accelerator's scan cost what a kernel's launch does, and it has room for many more rows.
+_ROWS, _ROWS_OF_ACCELERATOR = 1024, 2**14
+_LONG, _LONG_ON_ACCELERATOR = 4096, 2048
 # Steps from which a border is guessed, and how many times more a block has.
 _WARM_UP = 128
 _BLOCK = 6
@@ -101,9 +102,11 @@ class _Rows(NamedTuple):
 
 
 def _choose_blocks(sequences: int, steps: int) -> int:
-    if steps < _LONG or sequences * 2 > _ROWS:
+    processor = jax.default_backend() == "cpu"
+    rows, long = (_ROWS, _LONG) if processor else (_ROWS_OF_ACCELERATOR, _LONG_ON_ACCELERATOR)
+    if steps < long or sequences * 2 > rows:
         return 1
-    return max(1, min(_ROWS // sequences, steps // (_BLOCK * _WARM_UP)))
+    return max(1, min(rows // sequences, steps // (_BLOCK * _WARM_UP)))
 
 
 def _weigh(message: Array, potential: Array) -> tuple[Array, tuple[Array, Array]]:

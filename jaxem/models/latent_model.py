@@ -371,11 +371,17 @@ class LatentModel(Model):
 
 
 def _labelled(responsibilities: Float[Array, "N K"], labels: Int[Array, " N"]) -> Float[Array, "N K"]:
-    """Rows with a label in their component; the others only in components that no label names, if at all."""
+    """Rows with a label in their component; the others in components that no label names, if there are any.
+
+    Those get the clusters of the start in which the fewest labelled rows lie.
+    """
     k = responsibilities.shape[1]
+    known = labels >= 0
     one_hot = (labels[:, None] == jnp.arange(k)).astype(responsibilities.dtype)
     named = jnp.any(one_hot > 0, axis=0)
-    return jnp.where(labels[:, None] >= 0, one_hot, jnp.where(named, 0, responsibilities))
+    clusters = jnp.argsort(jnp.sum(jnp.where(known[:, None], responsibilities, 0), axis=0))
+    own = responsibilities[:, clusters[jnp.maximum(jnp.cumsum(~named) - 1, 0)]]
+    return jnp.where(known[:, None], one_hot, jnp.where(named, 0, own))
 
 
 def _per_row(weights: Array, ndim: int) -> Array:
