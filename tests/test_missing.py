@@ -360,7 +360,7 @@ class TestTheDoor:
     def test_a_column_that_nobody_observed(self):
         x, mask = rows(0, 20, 3)
         mask[:, 1] = False
-        with pytest.raises(ValueError, match="no cell of column 1"):
+        with pytest.raises(ValueError, match="column 1 has no observed cell"):
             jaxem.fit(mixture("full", 1), hidden(x, mask), key=KEY)
 
     def test_nan_beside_the_mask_is_named(self):

@@ -106,6 +106,68 @@ class TestRow01NotFinite:
             jaxem.fit_batch(FULL2, bad, key=KEY, num_starts=2)
 
 
+class TestRow02Masked:
+    """Every model that takes a mask: what is hidden is never read, neither by a fit nor by a gradient."""
+
+    MODELS = {
+        **{f"gaussian {name}": jaxem.Mixture(jaxem.Gaussian(s), 2) for name, s in STRUCTURES.items()},
+        "gaussian, row by row": jaxem.Mixture(jaxem.Gaussian(), 2),
+        "chunked": jaxem.Chunked(jaxem.Mixture(jaxem.Gaussian(), 2), 16),
+        "with prior": jaxem.WithPrior(jaxem.Mixture(jaxem.Gaussian(), 2), 1.0),
+        "chain of gaussians": jaxem.HMM(jaxem.Gaussian(), 2),
+        "poisson": jaxem.Mixture(jaxem.Poisson(), 2),
+        "gamma": jaxem.Mixture(jaxem.Gamma(), 2),
+        "factor analysis": jaxem.FactorAnalysis(1),
+    }
+
+    def data(self, name, value, dtype):
+        """Counts, of which a quarter is hidden, a row is hidden whole, and a row is not."""
+        rng = np.random.default_rng(0)
+        shape = (12, 5) if name == "gaussian, row by row" else (40, 3)
+        x = rng.poisson([2.0, 9.0, 5.0, 4.0, 3.0][: shape[1]], shape) + 1.0
+        mask = rng.random(shape) > 0.25
+        mask[0], mask[1] = False, True
+        x = np.where(mask, x, value).astype(dtype)
+        lengths = None
+        if name.startswith("chain"):
+            x, mask, lengths = x.reshape(4, 10, 3), mask.reshape(4, 10, 3), np.array([10, 7, 0, 9])
+            x[np.arange(10) >= lengths[:, None]] = value
+        return jaxem.Data(*(None if a is None else jnp.asarray(a) for a in (x, mask, None, lengths)))
+
+    @pytest.mark.parametrize("name", MODELS)
+    def test_poison(self, float32, name):
+        model, dtype = self.MODELS[name], float32
+
+        @jax.jit
+        def look(model, params, data):
+            def value(params, x):
+                return model.e_step(params, dataclasses.replace(data, x=x)).log_likelihood
+
+            return model.e_step(params, data), jax.grad(value, argnums=(0, 1))(params, data.x)
+
+        clean = self.data(name, 1.0, dtype)
+        first = quiet(model, clean, key=KEY, max_steps=5)
+        seen = look(first.model, first.params, clean)
+        for value in (np.nan, np.inf, 1e30):
+            spoilt = self.data(name, value, dtype)
+            again = quiet(model, spoilt, key=KEY, max_steps=5)
+            assert again.status == first.status
+            assert same_bits(again.params, first.params)
+            assert again.objective == first.objective
+            looked = look(first.model, first.params, spoilt)
+            assert same_bits(looked, seen)
+            assert all_finite(looked)
+
+    def test_pure_code_looks_at_what_is_seen_only(self, dtype):
+        model, start = start_at(FULL2, two_clusters())
+        x, mask = two_clusters(), np.ones((40, 2), bool)
+        x[7, 1], mask[7, 1] = np.nan, False
+        data = jaxem.Data(x=jnp.asarray(x), mask=jnp.asarray(mask))
+        assert RUN(model, start, data).status in (Status.CONVERGED, Status.STALLED)
+        data = dataclasses.replace(data, x=data.x.at[9, 0].set(jnp.inf))
+        assert RUN(model, start, data).status == Status.NON_FINITE_INPUT
+
+
 class TestRow03TooFewRows:
     def test_the_door_says_both_numbers(self, dtype):
         with pytest.raises(ValueError, match=r"3 components.*got 2"):

@@ -100,7 +100,7 @@ class Gaussian(ExponentialFamily):
         if data.mask is not None:
             never = np.flatnonzero(~np.any(np.asarray(data.mask), axis=0))
             if len(never):
-                raise ValueError(f"no cell of column {never[0]} is observed: leave the column out")
+                raise ValueError(f"column {never[0]} has no observed cell: nothing can be learnt of it")
 
     def features(self, data: Data) -> Float[Array, "N D"]:
         """Standardized x; a missing cell is at the centre."""

@@ -24,10 +24,10 @@ def fit_of(name: str, identifier: str) -> dict:
 
 @functools.cache
 def table(file: str, *columns: str) -> np.ndarray:
-    """Columns of a CSV file as float64, [N, columns]."""
+    """Columns of a CSV file as float64, [N, columns]; an empty cell is NaN."""
     with (_FOLDER / "data" / file).open() as lines:
         rows = list(csv.DictReader(lines))
-    return np.array([[float(row[column]) for column in columns] for row in rows])
+    return np.array([[float(row[column] or "nan") for column in columns] for row in rows])
 
 
 def faithful() -> np.ndarray:
