@@ -5,6 +5,7 @@ from jaxem.algorithms import EM
 from jaxem.driver import Run, race_lanes, run, run_lanes
 from jaxem.families import (
     Diagonal,
+    EigenDecomposed,
     Exponential,
     ExponentialParams,
     Full,
@@ -69,6 +70,7 @@ __all__ = [
     "Diagnosis",
     "Diagonal",
     "EStep",
+    "EigenDecomposed",
     "Exponential",
     "ExponentialParams",
     "FactorAnalysis",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -158,7 +159,9 @@ def describe(model: Model) -> str:
     if latent is None or family is None:
         return type(model).__name__
     structure = getattr(family, "covariance", None)
-    covariance = f", {type(structure).__name__.lower()} covariance" if structure is not None else ""
+    # EqualVolumeDiagonal: "equal volume diagonal covariance"
+    words = re.sub(r"(?<!^)(?=[A-Z])", " ", type(structure).__name__).lower()
+    covariance = f", {words} covariance" if structure is not None else ""
     name = type(latent).__name__
     kind, unit = _LATENTS.get(name, (name, "component"))
     plural = "s" if model.num_components != 1 else ""

@@ -445,8 +445,11 @@ def _check_empty_member(family: Family, params: Any, statistics: Any, marginals:
     if not bool(jnp.all(jnp.isfinite(family.log_prob(kept, statistics)))):
         raise AssertionError("law family empty member: log p is not finite after a member lost all its examples")
     first = family.take_components(params, np.array([0])), family.take_components(kept, np.array([0]))
-    for old, new, whole in zip(*map(jax.tree.leaves, first), jax.tree.leaves(params), strict=True):
-        shared = old.shape == whole.shape  # a leaf of all members at once may move with the others
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    tied = family.freezable - family.freezable_by_component
+    for old, new, (path, whole) in zip(*map(jax.tree.leaves, first), leaves, strict=True):
+        # A leaf of all members at once may move with the others, and so may what members share of their own leaves.
+        shared = old.shape == whole.shape or str(getattr(path[-1], "name", path[-1])) in tied
         if not shared and not np.allclose(old, new, rtol=1e-12, atol=0):
             raise AssertionError("law family empty member: a member without examples did not keep its parameters")
 

@@ -327,6 +327,7 @@ def test_models():
         return models.choose(options).build(options, inputs.Input("data", table, jaxem.Data(x=table.x)), 3)
 
     assert isinstance(model("--covariance", "tied").likelihood.covariance, jaxem.Tied)
+    assert model("--covariance", "VEI").likelihood.covariance is jaxem.EigenDecomposed("VEI")
     assert isinstance(model(rows=10**6), jaxem.Chunked)
     assert isinstance(model("--prior", "2"), jaxem.WithPrior)
     assert isinstance(model("--model", "poisson").likelihood, jaxem.Poisson)

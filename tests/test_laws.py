@@ -33,6 +33,10 @@ FAMILIES = {
     "gaussian tied, missing": (jaxem.Gaussian(jaxem.Tied()), MISSING),
     "gaussian diagonal, missing": (jaxem.Gaussian(jaxem.Diagonal()), MISSING),
     "gaussian spherical, missing": (jaxem.Gaussian(jaxem.Spherical()), MISSING),
+    **{
+        f"gaussian {letters}": (jaxem.Gaussian(jaxem.EigenDecomposed(letters)), POINTS)
+        for letters in ("EII", "EEI", "VEI", "EVI", "VEE", "EVE", "VVE", "EEV", "VEV", "EVV")
+    },
     "poisson": (jaxem.Poisson(), COUNTS),
     "exponential": (jaxem.Exponential(), POSITIVE),
     "gamma": (jaxem.Gamma(), POSITIVE),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import jaxem
 from jaxem.cli.console import CommandError
 from jaxem.families import Covariance
+from jaxem.families.eigen_covariance import STRUCTURES
 from jaxem.model import Family, Model
 from jaxem.tables import Values
 
@@ -19,7 +20,13 @@ if TYPE_CHECKING:
 Options = argparse.Namespace
 
 DEFAULT = "gaussian-mixture"
-COVARIANCES = {"full": jaxem.Full, "diagonal": jaxem.Diagonal, "spherical": jaxem.Spherical, "tied": jaxem.Tied}
+COVARIANCES = {
+    "full": jaxem.Full(),
+    "diagonal": jaxem.Diagonal(),
+    "spherical": jaxem.Spherical(),
+    "tied": jaxem.Tied(),
+    **STRUCTURES,
+}
 
 # More rows than this are fitted block by block: the responsibilities of all starts would fill the memory.
 _CHUNKED_ROWS = 200_000
@@ -74,7 +81,7 @@ _FAMILIES = {
 
 
 def _covariance(args: Options) -> Covariance:
-    return COVARIANCES[args.covariance or "full"]()
+    return COVARIANCES[args.covariance or "full"]
 
 
 def _mixture(part: _Part) -> Kind:

@@ -2,6 +2,7 @@
 
 from jaxem.families.base import ExponentialFamily
 from jaxem.families.covariance import Covariance, Diagonal, Full, Spherical, Tied
+from jaxem.families.eigen_covariance import EigenDecomposed
 from jaxem.families.exponential import Exponential, ExponentialParams
 from jaxem.families.gamma import Gamma, GammaParams
 from jaxem.families.gaussian import Gaussian, GaussianParams
@@ -12,6 +13,7 @@ from jaxem.families.poisson import Poisson, PoissonParams
 __all__ = [
     "Covariance",
     "Diagonal",
+    "EigenDecomposed",
     "Exponential",
     "ExponentialFamily",
     "ExponentialParams",

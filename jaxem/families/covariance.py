@@ -79,7 +79,10 @@ class Covariance:
 
     #: One scale for all features: the structure is not invariant under a scale per feature.
     isotropic = False
-    #: Shared by all components: there is no component axis, and it cannot be frozen for some components only.
+    #: Part of it is shared by all components: it cannot be frozen for some of them only, and what a component without
+    #: weight shares moves with the others.
+    shared = False
+    #: All of it is shared: there is no component axis.
     tied = False
 
     def columns(self, y: Float[Array, "*N D"]) -> Float[Array, "*N Q"]:
@@ -103,7 +106,8 @@ class Covariance:
     ) -> Array:
         """The covariance that maximizes q, given scatter/count in columns, not below the floor.
 
-        ``old`` is the covariance before the step, None at a start: at the floor a step may do no better than keep it.
+        ``old`` is the covariance before the step, None at a start: at the floor a step may do no better than keep it,
+        and a structure without a closed form goes on from there. The scatter of a component without weight is 0.
         """
         raise unsupported(self, "estimate", "the Gaussian family")
 
@@ -119,7 +123,8 @@ class Covariance:
         """Unconstrained coordinates: logarithms of variances, Cholesky factors with a logarithmic diagonal."""
         return jnp.log(covariance)
 
-    def from_free(self, free: Array, d: int) -> Array:
+    def from_free(self, free: Array, k: int, d: int) -> Array:
+        """The inverse of `to_free`."""
         return jnp.exp(free)
 
 
@@ -141,7 +146,7 @@ def _from_free(free: Float[Array, "*K Q"], d: int) -> Float[Array, "*K D D"]:
     return dot(lower, jnp.swapaxes(lower, -1, -2))
 
 
-class _Matrices(Covariance):
+class Matrices(Covariance):
     """What one matrix per component and one matrix for all have in common."""
 
     def columns(self, y):
@@ -165,35 +170,40 @@ class _Matrices(Covariance):
     def dense(self, covariance, k, d):
         return jnp.broadcast_to(covariance, (k, d, d))
 
-    def to_free(self, covariance):
-        return _free(covariance)
-
-    def from_free(self, free, d):
-        return _from_free(free, d)
-
 
 @pytree
-class Full(_Matrices):
+class Full(Matrices):
     """A covariance matrix of its own for every component, [K, D, D] (mclust's VVV)."""
 
     def estimate(self, scatter, count, d, floor, old):
         return _floored(_unpack(scatter, d), floor, old)
 
+    def to_free(self, covariance):
+        return _free(covariance)
+
+    def from_free(self, free, k, d):
+        return _from_free(free, d)
+
 
 @pytree
-class Tied(_Matrices):
+class Tied(Matrices):
     """One covariance matrix for all components, [D, D] (mclust's EEE, scikit-learn's tied)."""
 
-    tied = True
+    shared = tied = True
 
     def estimate(self, scatter, count, d, floor, old):
         pooled = jnp.sum(count[:, None] * scatter, axis=0) / jnp.sum(count)
         return _floored(_unpack(pooled, d), floor, old)
 
+    def to_free(self, covariance):
+        return _free(covariance)
 
-@pytree
-class Diagonal(Covariance):
-    """A variance per feature and component, [K, D] (mclust's VVI)."""
+    def from_free(self, free, k, d):
+        return _from_free(free, d)
+
+
+class Variances(Covariance):
+    """What a variance per feature, for every component or for all, has in common."""
 
     def columns(self, y):
         return y * y
@@ -205,21 +215,26 @@ class Diagonal(Covariance):
         return covariance * scale**2
 
     def precision(self, covariance, mean):
-        return -0.5 / covariance, mean / covariance, jnp.sum(jnp.log(covariance), axis=-1)
+        variance = jnp.broadcast_to(covariance, mean.shape)
+        return -0.5 / variance, mean / variance, jnp.sum(jnp.log(variance), axis=-1)
+
+    def smallest(self, covariance, k):
+        return jnp.broadcast_to(jnp.min(covariance, axis=-1), (k,))
+
+    def dense(self, covariance, k, d):
+        return jnp.broadcast_to(covariance, (k, d))[:, :, None] * jnp.eye(d, dtype=covariance.dtype)
+
+
+@pytree
+class Diagonal(Variances):
+    """A variance per feature and component, [K, D] (mclust's VVI)."""
 
     def estimate(self, scatter, count, d, floor, old):
         return jnp.maximum(scatter, floor)
 
-    def smallest(self, covariance, k):
-        return jnp.min(covariance, axis=-1)
 
-    def dense(self, covariance, k, d):
-        return covariance[:, :, None] * jnp.eye(d, dtype=covariance.dtype)
-
-
-@pytree
-class Spherical(Covariance):
-    """One variance per component, [K] (mclust's VII)."""
+class Spheres(Covariance):
+    """What one variance, for every component or for all, has in common."""
 
     isotropic = True
 
@@ -233,14 +248,20 @@ class Spherical(Covariance):
         return covariance * scale[0] ** 2
 
     def precision(self, covariance, mean):
-        d = mean.shape[1]
-        return -0.5 / covariance[:, None], mean / covariance[:, None], d * jnp.log(covariance)
+        k, d = mean.shape
+        variance = jnp.broadcast_to(covariance, (k,))
+        return -0.5 / variance[:, None], mean / variance[:, None], d * jnp.log(variance)
+
+    def smallest(self, covariance, k):
+        return jnp.broadcast_to(covariance, (k,))
+
+    def dense(self, covariance, k, d):
+        return jnp.broadcast_to(covariance, (k,))[:, None, None] * jnp.eye(d, dtype=covariance.dtype)
+
+
+@pytree
+class Spherical(Spheres):
+    """One variance per component, [K] (mclust's VII)."""
 
     def estimate(self, scatter, count, d, floor, old):
         return jnp.maximum(scatter[:, 0] / d, floor)
-
-    def smallest(self, covariance, k):
-        return covariance
-
-    def dense(self, covariance, k, d):
-        return covariance[:, None, None] * jnp.eye(d, dtype=covariance.dtype)

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 @pytree
 class GaussianParams:
-    """mean: [K, D]. covariance: [K, D, D] full, [D, D] tied, [K, D] diagonal, [K] spherical; in the data's units."""
+    """mean: [K, D]. covariance, in the data's units: [K, D, D] full, [D, D] tied, [K, D] diagonal, [K] spherical; those
+    of other structures are told by `jaxem.EigenDecomposed`.
+    """
 
     mean: Float[Array, "K D"]
     covariance: Float[Array, "..."]
@@ -41,7 +43,7 @@ class GaussianParams:
 class Gaussian(ExponentialFamily):
     """Gaussian components, ``log p(x | k) = −½ (x − μ_k)ᵀ Σ_k⁻¹ (x − μ_k) − ½ log |2π Σ_k|``.
 
-    covariance: the structure, `Full`, `Diagonal`, `Spherical` or `Tied`.
+    covariance: the structure, `Full`, `Diagonal`, `Spherical`, `Tied` or one of mclust's fourteen, `EigenDecomposed`.
     floor: the smallest variance a component may have, relative to the variance of the data (a standard deviation of
     1/1000 of the feature's by default); in float32 no less than 64 roundings. A component that reaches it is reported
     as degenerate. It is a guard, not a prior: for a proper one see `jaxem.WithPrior`.
@@ -69,7 +71,7 @@ class Gaussian(ExponentialFamily):
 
     @property
     def freezable_by_component(self) -> frozenset[str]:
-        return frozenset({"mean"}) if self.covariance.tied else self.freezable
+        return frozenset({"mean"}) if self.covariance.shared else self.freezable
 
     @property
     def calibrated(self) -> bool:
@@ -178,7 +180,7 @@ class Gaussian(ExponentialFamily):
         if params is None:
             return new
         # What is kept is kept to the last bit, not standardized and back.
-        covariance = new.covariance if self.covariance.tied else keep(used, new.covariance, params.covariance)
+        covariance = new.covariance if self.covariance.shared else keep(used, new.covariance, params.covariance)
         return GaussianParams(
             hold(frozen.get("mean"), keep(used, new.mean, params.mean), params.mean),
             hold(frozen.get("covariance"), covariance, params.covariance),
@@ -214,7 +216,7 @@ class Gaussian(ExponentialFamily):
         return GaussianParams(params.mean, self.covariance.to_free(params.covariance))
 
     def from_free(self, free: GaussianParams) -> GaussianParams:
-        return GaussianParams(free.mean, self.covariance.from_free(free.covariance, free.mean.shape[1]))
+        return GaussianParams(free.mean, self.covariance.from_free(free.covariance, *free.mean.shape))
 
     def _independent(self, d: int) -> bool:
         """True where the structure reads no products of two features: then each cell can be missing by itself."""
