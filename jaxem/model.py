@@ -184,6 +184,9 @@ class Model:
     #: False where a leaf of the E-step is not a sum over examples; wrappers that add E-steps refuse such a model.
     additive: bool = True
 
+    #: True where the M-step raises q without maximizing it (generalized EM).
+    generalized: bool = False
+
     @property
     def min_examples(self) -> int:
         """Fewer examples of positive weight than this cannot be fitted."""
@@ -355,6 +358,9 @@ class Latent:
     independent: bool = False
     #: True when an example is a sequence.
     sequential: bool = False
+    #: As of `Model` and `Family`: does `maximize` only raise q, do the statistics need the parameters?
+    generalized: bool = False
+    augmented: bool = False
     num_components: int
 
     def calibrate(self, data: Data, weights: Array | None) -> Latent:
@@ -425,6 +431,8 @@ class Family:
     reads: frozenset[str] = frozenset({"x"})
     #: A number inside the support, put wherever nothing is observed.
     filler: float = 0.0
+    #: True where `maximize` raises q without maximizing it (see `Model.generalized`).
+    generalized: bool = False
     freezable: frozenset[str] = frozenset()
     freezable_by_component: frozenset[str] = frozenset()
 

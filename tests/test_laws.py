@@ -21,6 +21,18 @@ MASK[0], MASK[1] = True, False
 MISSING = jaxem.Data(x=np.where(MASK, POINTS, np.nan), mask=MASK)
 _SEVEN = WIDE[:, [0, 1, 2, 3, 4, 0, 1]] + _RNG.normal(size=(80, 7))
 MANY_PATTERNS = jaxem.Data(x=_SEVEN, mask=_RNG.random(_SEVEN.shape) > 0.1)
+INPUTS = _RNG.normal(size=(45, 2)) * [1, 3] + [0, 5]
+_ETA = INPUTS @ [[0.6, -0.2], [0.1, 0.3]] * np.where(np.arange(45) < 20, 1, -1)[:, None]
+
+
+def _given_inputs(responses, **more):
+    return jaxem.Data(x=np.asarray(responses, float), inputs=INPUTS, **more)
+
+
+LINEAR = _given_inputs(_ETA + 0.4 * _RNG.normal(size=_ETA.shape))
+LINEAR_MISSING = _given_inputs(LINEAR.x, mask=_RNG.random(_ETA.shape) < 0.8)
+BINARY = _given_inputs(_RNG.random(_ETA.shape) < 1 / (1 + np.exp(-_ETA)))
+COUNTED = _given_inputs(_RNG.poisson(np.exp(0.3 * _ETA)))
 
 FAMILIES = {
     "gaussian full": (jaxem.Gaussian(jaxem.Full()), POINTS),
@@ -44,6 +56,10 @@ FAMILIES = {
     "lognormal": (jaxem.LogNormal(), POSITIVE),
     "lognormal, missing cells": (jaxem.LogNormal(), HOLES),
     "inverse gaussian": (jaxem.InverseGaussian(), POSITIVE),
+    "linear regression": (jaxem.LinearRegression(), LINEAR),
+    "linear regression, cells missing, tied noise": (jaxem.LinearRegression(tied_noise=True), LINEAR_MISSING),
+    "logistic regression": (jaxem.LogisticRegression(), BINARY),
+    "poisson regression": (jaxem.PoissonRegression(), COUNTED),
 }
 
 
@@ -62,6 +78,10 @@ MODELS = {
     "with prior, poisson": (jaxem.WithPrior(_mixture("poisson"), 2.0), COUNTS),
     "chunked, missing": (jaxem.Chunked(_mixture("gaussian full"), 16), MISSING),
     "chunked, a remainder": (jaxem.Chunked(_mixture("gaussian full"), 16), POINTS),
+    "chunked, with prior, poisson regression": (
+        jaxem.Chunked(jaxem.WithPrior(_mixture("poisson regression"), 1.0), 16),
+        COUNTED,
+    ),
     "frozen mean": (jaxem.Frozen(_mixture("gaussian full"), ["mean"]), POINTS),
     "frozen weights and one rate": (
         jaxem.Frozen(_mixture("poisson"), {"weights": True, "rate": [True, False]}),

@@ -6,9 +6,11 @@ from jaxem.families.eigen_covariance import EigenDecomposed
 from jaxem.families.exponential import Exponential, ExponentialParams
 from jaxem.families.gamma import Gamma, GammaParams
 from jaxem.families.gaussian import Gaussian, GaussianParams
+from jaxem.families.generalized_linear import LogisticRegression, PoissonRegression, RegressionParams
 from jaxem.families.inverse_gaussian import InverseGaussian, InverseGaussianParams
 from jaxem.families.lognormal import LogNormal, LogNormalParams
 from jaxem.families.poisson import Poisson, PoissonParams
+from jaxem.families.regression import LinearRegression, LinearRegressionParams
 
 __all__ = [
     "Covariance",
@@ -24,10 +26,15 @@ __all__ = [
     "GaussianParams",
     "InverseGaussian",
     "InverseGaussianParams",
+    "LinearRegression",
+    "LinearRegressionParams",
     "LogNormal",
     "LogNormalParams",
+    "LogisticRegression",
     "Poisson",
     "PoissonParams",
+    "PoissonRegression",
+    "RegressionParams",
     "Spherical",
     "Tied",
 ]

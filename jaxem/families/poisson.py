@@ -104,8 +104,12 @@ def _log_pmf(x: Array, rate: Array) -> Array:
     """
     large = x > 16
     safe = jnp.where(large, x, 16)
-    deviance = excess_over_log((rate - safe) / safe)
-    stirling = (1 / 12 - (1 / 360 - 1 / (1260 * safe**2)) / safe**2) / safe
-    saddle = -0.5 * jnp.log(2 * math.pi * safe) - stirling - safe * deviance
+    saddle = saddle_point(safe, excess_over_log((rate - safe) / safe))
     modest = jnp.where(large, 0, x)
     return jnp.where(large, saddle, xlogy(modest, rate) - rate - gammaln(modest + 1))
+
+
+def saddle_point(x: Array, excess: Array) -> Array:
+    """log Poisson(x; rate) for x ≥ 16, from excess = φ(rate/x)."""
+    stirling = (1 / 12 - (1 / 360 - 1 / (1260 * x**2)) / x**2) / x
+    return -0.5 * jnp.log(2 * math.pi * x) - stirling - x * excess

@@ -73,6 +73,10 @@ class LatentModel(Model):
         return self.latent.min_examples
 
     @property
+    def generalized(self) -> bool:  # type: ignore[override]
+        return self.latent.generalized or self.likelihood.generalized
+
+    @property
     def freezable(self) -> frozenset[str]:  # type: ignore[override]
         return self.latent.freezable | self.likelihood.freezable
 

@@ -26,6 +26,10 @@ class Wrapper(Model):
         return self.model.additive
 
     @property
+    def generalized(self):  # type: ignore[override]
+        return self.model.generalized
+
+    @property
     def min_examples(self) -> int:
         return self.model.min_examples
 
