@@ -49,8 +49,26 @@ def _array(leaf: Any) -> jax.Array:
 
 
 def _floating(leaf: Any) -> jax.Array:
+    if not isinstance(leaf, jax.Array):
+        leaf = np.asarray(leaf)
+        if leaf.dtype.kind in "iu":
+            leaf = _exact(leaf)
     array = _array(leaf)
     return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
+
+
+def _exact(whole: np.ndarray) -> np.ndarray:
+    """Whole numbers as floating-point ones, on the host: the device may have no wide integers, and would wrap them."""
+    dtype = jax.dtypes.canonicalize_dtype(float)
+    limit = 2 ** (np.finfo(dtype).nmant + 1)
+    bad = np.argwhere((whole > limit) | (whole < -limit)) if whole.dtype.itemsize > 2 else ()
+    if len(bad):
+        place = ", ".join(f"{name} {i}" for name, i in zip(("row", "column", "axis 2"), bad[0], strict=False))
+        raise ValueError(
+            f"whole numbers beyond {limit} are not exact in {np.dtype(dtype).name}; got {whole[tuple(bad[0])]} in {place}: "
+            "pass them as floating-point numbers if they may be rounded, or fit in float64 (jax.enable_x64)"
+        )
+    return whole.astype(dtype)
 
 
 def check_data(model: Model, data: Any, batch: int = 0) -> int:

@@ -1,18 +1,30 @@
 """Families p(x | z = k, θ)."""
 
 from jaxem.families.base import ExponentialFamily
+from jaxem.families.bernoulli import Bernoulli, BernoulliParams
+from jaxem.families.binomial import Binomial, BinomialParams
+from jaxem.families.categorical import Categorical, CategoryParams
+from jaxem.families.columns import IndependentColumns
 from jaxem.families.covariance import Covariance, Diagonal, Full, Spherical, Tied
 from jaxem.families.eigen_covariance import EigenDecomposed
 from jaxem.families.exponential import Exponential, ExponentialParams
 from jaxem.families.gamma import Gamma, GammaParams
 from jaxem.families.gaussian import Gaussian, GaussianParams
 from jaxem.families.generalized_linear import LogisticRegression, PoissonRegression, RegressionParams
+from jaxem.families.geometric import Geometric, GeometricParams
 from jaxem.families.inverse_gaussian import InverseGaussian, InverseGaussianParams
 from jaxem.families.lognormal import LogNormal, LogNormalParams
+from jaxem.families.multinomial import Multinomial, MultinomialParams
 from jaxem.families.poisson import Poisson, PoissonParams
 from jaxem.families.regression import LinearRegression, LinearRegressionParams
 
 __all__ = [
+    "Bernoulli",
+    "BernoulliParams",
+    "Binomial",
+    "BinomialParams",
+    "Categorical",
+    "CategoryParams",
     "Covariance",
     "Diagonal",
     "EigenDecomposed",
@@ -24,6 +36,9 @@ __all__ = [
     "GammaParams",
     "Gaussian",
     "GaussianParams",
+    "Geometric",
+    "GeometricParams",
+    "IndependentColumns",
     "InverseGaussian",
     "InverseGaussianParams",
     "LinearRegression",
@@ -31,6 +46,8 @@ __all__ = [
     "LogNormal",
     "LogNormalParams",
     "LogisticRegression",
+    "Multinomial",
+    "MultinomialParams",
     "Poisson",
     "PoissonParams",
     "PoissonRegression",

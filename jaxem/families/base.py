@@ -8,6 +8,7 @@ the parameters. A concrete family is its statistics, its natural parameters, its
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -28,6 +29,9 @@ _FEW_STATISTICS = 8
 class ExponentialFamily(Family):
     """A family whose log-probability is linear in the statistics of a row. Owns both products."""
 
+    #: True where a coefficient can be `LOG_ZERO`: log p is −∞ where it takes part.
+    bounded: bool = False
+
     def natural(self, params: Any) -> Float[Array, "K P"]:
         """η of each component: the coefficients of T(x) in log p(x | z = k)."""
         raise unsupported(self, "natural", "the E-step")
@@ -35,7 +39,8 @@ class ExponentialFamily(Family):
     def log_prob(self, params: Any, statistics: Any) -> Float[Array, "N K"]:
         if self.augmented(statistics):
             return self.augmented_log_prob(params, statistics)
-        return linear(statistics, self.natural(params))
+        log_p = linear(statistics, self.natural(params))
+        return impossible_to_infinity(log_p) if self.bounded else log_p
 
     def accumulate(self, params: Any, statistics: Any, marginals: Float[Array, "N K"]) -> Float[Array, "K P"]:
         if self.augmented(statistics):
@@ -55,7 +60,8 @@ class ExponentialFamily(Family):
         raise unsupported(self, "augmented_sums", "rows that are not complete")
 
     def q(self, params: Any, stats: Float[Array, "K P"]) -> Float[Array, ""]:
-        return jnp.sum(jnp.where(stats == 0, 0.0, self.natural(params) * stats))
+        expected = jnp.sum(jnp.where(stats == 0, 0.0, self.natural(params) * stats))
+        return impossible_to_infinity(expected) if self.bounded else expected
 
     def pseudo_statistics(self, overall: Float[Array, "K P"]) -> Float[Array, "K P"]:
         return overall
@@ -96,6 +102,11 @@ def seen(data: Data) -> np.ndarray:
     return np.asarray(True if data.mask is None else data.mask)
 
 
+def is_count(x: jax.Array) -> jax.Array:
+    """Which cells hold 0, 1, 2, …"""
+    return (x >= 0) & (x == jnp.floor(x)) & jnp.isfinite(x)
+
+
 def occupied(count: jax.Array) -> jax.Array:
     """Components with enough weight to divide by: more than rounding of the rounding of the total."""
     return count > jnp.finfo(count.dtype).eps ** 2 * jnp.sum(count)
@@ -121,6 +132,51 @@ def hold(frozen: Any, new: jax.Array, old: jax.Array | None) -> jax.Array:
         return new
     mask = jnp.asarray(frozen)
     return jnp.where(mask.reshape(mask.shape + (1,) * (new.ndim - mask.ndim)), old, new)
+
+
+# log 0 inside a matrix product, where 0 · (−∞) would be NaN: below anything possible, and finite in float32 times a count.
+LOG_ZERO = -1e30
+
+
+def log_or_zero(probability: jax.Array) -> jax.Array:
+    """log p as a coefficient: `LOG_ZERO` where p is 0 (or too small to be told from it), no gradient there."""
+    impossible = probability < jnp.finfo(probability.dtype).tiny
+    return jnp.where(impossible, LOG_ZERO, jnp.log(jnp.where(impossible, 1, probability)))
+
+
+def log_of_complement(probability: jax.Array) -> jax.Array:
+    """log(1 − p) as a coefficient: `LOG_ZERO` where p is 1, no gradient there."""
+    impossible = probability >= 1
+    return jnp.where(impossible, LOG_ZERO, jnp.log1p(-jnp.where(impossible, 0, probability)))
+
+
+def log_ratio(probability: jax.Array, center: jax.Array) -> jax.Array:
+    """log(p / c), exact to rounding where p is near c; `LOG_ZERO` where p is 0."""
+    delta = (probability - center) / center
+    near = jnp.abs(delta) < 0.5
+    return jnp.where(near, jnp.log1p(jnp.where(near, delta, 0)), log_or_zero(probability) - jnp.log(center))
+
+
+def impossible_to_infinity(log_p: jax.Array) -> jax.Array:
+    """−∞ where a `LOG_ZERO` took part in a sum, the sum elsewhere."""
+    return jnp.where(log_p < 0.1 * LOG_ZERO, -jnp.inf, log_p)
+
+
+def free_log(probability: jax.Array) -> jax.Array:
+    """log p as a free coordinate: finite at 0, and so low there that its exponential is 0 again."""
+    tiny = float(jnp.finfo(probability.dtype).tiny)
+    impossible = probability < tiny
+    return jnp.where(impossible, math.log(tiny) - 4, jnp.log(jnp.where(impossible, 1, probability)))
+
+
+def mean_where_missing(features: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """[N, D, …] with what is missing at the mean of its column: no nearer to one example than to another."""
+    if mask is None:
+        return features
+    mask = mask.reshape(mask.shape + (1,) * (features.ndim - 2))
+    count = jnp.sum(mask, axis=0)
+    mean = jnp.sum(jnp.where(mask, features, 0), axis=0) / jnp.maximum(count, 1)
+    return jnp.where(mask, features, mean)
 
 
 def weighted_mean(x: jax.Array, weights: jax.Array | None, mask: jax.Array | None = None) -> jax.Array:

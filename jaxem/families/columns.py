@@ -5,6 +5,9 @@
 with m_d = 1 where the cell is observed. A row's statistics are ones (one column of them, or the mask, one for each
 column of x), then t_1, t_2, … of every column, then Σ_d h; a masked cell is a row of zeros, so both products of the
 E-step stay what they are. A concrete family is its terms, its natural parameters, its M-step and its sampler.
+
+The edge of the parameters' domain belongs to it (a probability of exactly 0): an η there is `LOG_ZERO`, times t_j = 0
+nothing and times anything else log p = −∞; such a family has t_j ≥ 0.
 """
 
 from __future__ import annotations
@@ -13,8 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxem.families.base import hold, keep, linear, observations, occupied, weighted_sums
+from jaxem.families.base import (
+    LOG_ZERO,
+    hold,
+    impossible_to_infinity,
+    keep,
+    linear,
+    observations,
+    occupied,
+    seen,
+    weighted_sums,
+)
 from jaxem.model import Data, Family, pytree, static, unsupported
 
 if TYPE_CHECKING:
@@ -28,12 +42,22 @@ class ColumnStatistics:
     table: Float[Array, "*N P"]
     num_columns: int = static()
 
-    def split(self, num_terms: int) -> tuple[Array, tuple[Array, ...]]:
-        """Counts, [N, D] or [N, 1], and the terms, [N, D] each (of a term of C numbers [N, D, C])."""
+    def split(self, num_terms: int, size: int | None = None) -> tuple[Array, tuple[Array, ...]]:
+        """Counts, [N, D] or [N, 1], and the terms, [N, D] each (of ``size`` numbers a cell [N, D, size])."""
         d = self.num_columns
-        ones = self.table.shape[-1] - 1 - num_terms * d
+        width = d if size is None else d * size
+        ones = self.table.shape[-1] - 1 - num_terms * width
         count, rest = self.table[..., :ones], self.table[..., ones:-1]
-        return count, tuple(rest[..., j * d : (j + 1) * d] for j in range(num_terms))
+        terms = tuple(rest[..., j * width : (j + 1) * width] for j in range(num_terms))
+        if size is not None:
+            terms = tuple(term.reshape(*term.shape[:-1], d, size) for term in terms)
+        return count, terms
+
+
+def pack(count: Array, terms: tuple[Array, ...], base: Float[Array, "N 1"], num_columns: int) -> ColumnStatistics:
+    """The inverse of `ColumnStatistics.split`, with Σ_d h as ``base``."""
+    flat = [term.reshape(term.shape[0], -1) for term in terms]
+    return ColumnStatistics(jnp.concatenate([count, *flat, base], axis=-1), num_columns)
 
 
 class IndependentColumns(Family):
@@ -42,9 +66,17 @@ class IndependentColumns(Family):
     reads = frozenset({"x", "mask"})
     #: J, the number of statistics of a cell.
     num_terms: int = 1
+    #: C where each of them is C numbers, [N, D, C].
+    term_size: int | None = None
+    #: What the observations are, for the error that names one that is not.
+    domain: str = "observations are finite numbers"
+
+    def supported(self, x: Float[Array, "N D"]) -> Bool[Array, "N D"]:
+        """Which cells lie inside the support; the others have log p = −∞."""
+        return jnp.isfinite(x)
 
     def terms(self, x: Float[Array, "N D"]) -> tuple[Float[Array, "N D"], ...]:
-        """The statistics t_1, …, t_J of every cell."""
+        """The statistics t_1, …, t_J of every cell; it is inside the support."""
         raise unsupported(self, "terms", "the E-step")
 
     def base(self, x: Float[Array, "N D"]) -> Float[Array, "N D"]:
@@ -65,36 +97,54 @@ class IndependentColumns(Family):
         """
         raise unsupported(self, "estimate", "the M-step")
 
+    def variance(self, params: Any, data: Data) -> Array:
+        """Var[x | z = k], shaped as `mean`."""
+        raise unsupported(self, "variance", "imputation")
+
+    def validate(self, data: Data) -> None:
+        x = np.asarray(observations(data))
+        bad = np.argwhere(~np.asarray(self.supported(jnp.asarray(x))) & seen(data))
+        if len(bad):
+            row, column = bad[0]
+            raise ValueError(f"{self.domain}; got {x[row, column]} in row {row}, column {column}")
+
     def statistics(self, data: Data) -> ColumnStatistics:
         x = observations(data)
-        terms, base = self.terms(x), self.base(x)
+        x = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)
+        supported = self.supported(x)
+        safe = jnp.where(supported, x, jnp.asarray(self.filler, x.dtype))
+        terms, base = self.terms(safe), self.base(safe)
+        # What is no number must be seen, not called impossible.
+        outside = jnp.where(jnp.isfinite(x), LOG_ZERO, jnp.nan)
+        base = jnp.where(supported, base, outside)
         if data.mask is None:
             count = jnp.ones_like(x[:, :1])
         else:
-            count = data.mask.astype(x.dtype)
-            terms = tuple(jnp.where(data.mask, term, 0) for term in terms)
-            base = jnp.where(data.mask, base, 0)
-        parts = [count, *terms, jnp.sum(base, axis=-1, keepdims=True)]
-        return ColumnStatistics(jnp.concatenate(parts, axis=-1), x.shape[-1])
+            mask = data.mask
+            count = mask.astype(x.dtype)
+            terms = tuple(jnp.where(mask if term.ndim == 2 else mask[..., None], term, 0) for term in terms)
+            base = jnp.where(mask, base, 0)
+        return pack(count, terms, jnp.sum(base, axis=-1, keepdims=True), x.shape[-1])
 
     def natural(self, params: Any, statistics: ColumnStatistics) -> Float[Array, "K P"]:
         constant, coefficients = self.natural_columns(params)
         d = statistics.num_columns
-        masked = statistics.table.shape[-1] - 1 - self.num_terms * d == d
+        masked = statistics.table.shape[-1] - 1 - self.num_terms * d * (self.term_size or 1) == d
         constant = constant if masked else jnp.sum(constant, axis=-1, keepdims=True)
-        return jnp.concatenate([constant, *coefficients, jnp.ones_like(constant[:, :1])], axis=-1)
+        return pack(constant, coefficients, jnp.ones_like(constant[:, :1]), d).table
 
     def log_prob(self, params: Any, statistics: ColumnStatistics) -> Float[Array, "N K"]:
-        return linear(statistics.table, self.natural(params, statistics))
+        return impossible_to_infinity(linear(statistics.table, self.natural(params, statistics)))
 
     def accumulate(self, params: Any, statistics: ColumnStatistics, marginals: Float[Array, "N K"]) -> ColumnStatistics:
         return ColumnStatistics(weighted_sums(marginals, statistics.table), statistics.num_columns)
 
     def q(self, params: Any, stats: ColumnStatistics) -> Float[Array, ""]:
-        return jnp.sum(jnp.where(stats.table == 0, 0.0, self.natural(params, stats) * stats.table))
+        products = jnp.where(stats.table == 0, 0.0, self.natural(params, stats) * stats.table)
+        return impossible_to_infinity(jnp.sum(products))
 
     def maximize(self, params: Any, stats: ColumnStatistics, frozen: Any) -> Any:
-        count, terms = stats.split(self.num_terms)
+        count, terms = stats.split(self.num_terms, self.term_size)
         count = jnp.broadcast_to(count, (count.shape[0], stats.num_columns))
         used = occupied(count)
         new = self.estimate(params, count, terms, used, frozen)
@@ -108,6 +158,19 @@ class IndependentColumns(Family):
 
     def pseudo_statistics(self, overall: ColumnStatistics) -> ColumnStatistics:
         return overall
+
+    def conditional_moments(self, params: Any, data: Data) -> tuple[Array, Array]:
+        """Cells that are missing have the moments of their column: what is observed says nothing of them but z."""
+        x = observations(data)
+        shape = (x.shape[0], jax.tree.leaves(params)[0].shape[0], x.shape[1])
+
+        def each(moment: Array) -> Array:
+            return jnp.broadcast_to(moment if moment.ndim == 3 else moment[None], shape)
+
+        known = jnp.ones(x.shape, bool) if data.mask is None else data.mask
+        mean = jnp.where(known[:, None], x[:, None], each(self.mean(params, data)))
+        variance = jnp.where(known[:, None], 0, each(self.variance(params, data)))
+        return mean, variance[..., None] * jnp.eye(shape[2], dtype=variance.dtype)
 
     def take_components(self, params: Any, components: Any) -> Any:
         return jax.tree.map(lambda leaf: leaf[components], params)

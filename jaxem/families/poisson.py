@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.scipy.special import gammaln, xlogy
 
-from jaxem.families.base import divide, observations, seen, weighted_mean
+from jaxem.families.base import divide, is_count, mean_where_missing, observations, weighted_mean
 from jaxem.families.columns import IndependentColumns
 from jaxem.model import Data, pytree
 from jaxem.special import excess_over_log
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float
+    from jaxtyping import Array, Bool, Float
 
 
 @pytree
@@ -39,6 +38,7 @@ class Poisson(IndependentColumns):
 
     freezable = frozenset({"rate"})
     freezable_by_component = freezable
+    domain = "Poisson counts are 0, 1, 2, …"
 
     @property
     def calibrated(self) -> bool:
@@ -48,22 +48,18 @@ class Poisson(IndependentColumns):
         rate = weighted_mean(observations(data), weights, data.mask)
         return Poisson(jnp.where(rate > 0, rate, 1))
 
-    def validate(self, data: Data) -> None:
-        x = np.asarray(observations(data))
-        bad = np.argwhere(((x < 0) | (x != np.floor(x))) & seen(data))
-        if len(bad):
-            row, column = bad[0]
-            raise ValueError(f"Poisson counts are 0, 1, 2, …; got {x[row, column]} in row {row}, column {column}")
+    def supported(self, x: Float[Array, "N D"]) -> Bool[Array, "N D"]:
+        return is_count(x)
 
     def features(self, data: Data) -> Float[Array, "N D"]:
         """Anscombe's square roots, whose variance does not depend on the rate."""
-        return 2 * jnp.sqrt(jnp.maximum(observations(data), 0) + 0.375)
+        return mean_where_missing(2 * jnp.sqrt(jnp.maximum(observations(data), 0) + 0.375), data.mask)
 
     def terms(self, x: Float[Array, "N D"]) -> tuple[Array]:
         return (x - self._center(x.shape[-1], x.dtype),)
 
     def base(self, x: Float[Array, "N D"]) -> Float[Array, "N D"]:
-        return _log_pmf(x, self._center(x.shape[-1], x.dtype))
+        return log_poisson(x, self._center(x.shape[-1], x.dtype))
 
     def natural_columns(self, params: PoissonParams) -> tuple[Array, tuple[Array]]:
         rate = params.rate
@@ -84,6 +80,9 @@ class Poisson(IndependentColumns):
     def mean(self, params: PoissonParams, data: Data) -> Float[Array, "K D"]:
         return params.rate
 
+    def variance(self, params: PoissonParams, data: Data) -> Float[Array, "K D"]:
+        return params.rate
+
     def sample(self, key: jax.Array, params: PoissonParams, z: Array, data: Data) -> Array:
         return jax.random.poisson(key, params.rate[z]).astype(params.rate.dtype)
 
@@ -97,7 +96,7 @@ class Poisson(IndependentColumns):
         return jnp.ones(d, dtype) if self.center is None else self.center
 
 
-def _log_pmf(x: Array, rate: Array) -> Array:
+def log_poisson(x: Array, rate: Array) -> Array:
     """log Poisson(x; rate) without cancellation at large counts (Loader 2000, the saddle-point form).
 
     −½ log 2πx − stirling(x) − x·φ(rate/x), where φ(u) = u − 1 − log u; under 16 the direct form is exact enough.

@@ -1,0 +1,476 @@
+"""Discrete families against scipy and enumeration, at the edges of their parameters, with cells missing, on bad data."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+import jaxem
+from jaxem import Data, Status
+
+KEY = jax.random.key(0)
+RUN = jax.jit(jaxem.run, static_argnames="trace_size")
+
+
+def two_groups(*columns):
+    """[40, D]: of every column (one sampler for even rows, another for odd ones)."""
+    rng = np.random.default_rng(0)
+    odd = np.arange(40) % 2 == 1
+    return np.stack([np.where(odd, b(rng), a(rng)) for a, b in columns], axis=1).astype(float)
+
+
+FAMILIES = {
+    "bernoulli": (
+        jaxem.Bernoulli(),
+        two_groups(*[(lambda r: r.random(40) < 0.2, lambda r: r.random(40) < 0.7)] * 3),
+    ),
+    "binomial": (
+        jaxem.Binomial([5, 9, 1]),
+        two_groups(
+            *[(lambda r, t=t: r.binomial(t, 0.2, 40), lambda r, t=t: r.binomial(t, 0.8, 40)) for t in (5, 9, 1)]
+        ),
+    ),
+    "categorical": (
+        jaxem.Categorical((3, 2, 4)),
+        two_groups(*[(lambda r: r.integers(0, 2, 40), lambda r, c=c: r.integers(0, c, 40)) for c in (3, 2, 4)]),
+    ),
+    "geometric": (
+        jaxem.Geometric(),
+        two_groups(*[(lambda r: r.geometric(0.2, 40) - 1, lambda r: r.geometric(0.6, 40) - 1)] * 3),
+    ),
+    "poisson": (jaxem.Poisson(), two_groups(*[(lambda r: r.poisson(2, 40), lambda r: r.poisson(9, 40))] * 3)),
+}
+BAD = {
+    "bernoulli": (-1.0, 2.0, 0.5),
+    "binomial": (-1.0, 10.0, 0.5),
+    "categorical": (-1.0, 4.0, 1.5),
+    "geometric": (-1.0, 0.5),
+    "poisson": (-1.0, 0.5),
+    "multinomial": (-1.0, 0.5),
+}
+every_family = pytest.mark.parametrize("name", FAMILIES)
+
+
+def fitted_start(name, x=None):
+    """(calibrated mixture, data, a start)."""
+    family, data = FAMILIES[name]
+    x = jnp.asarray(data if x is None else x)
+    model = jaxem.Mixture(family, 2).calibrate(x)
+    return model, x, model.init(KEY, x)
+
+
+def log_prob(family, params, x, mask=None):
+    data = Data(x=jnp.asarray(x), mask=mask)
+    return family.log_prob(params, family.statistics(data))
+
+
+class TestScipy:
+    """log p of every family, at and away from the centre it is calibrated to, one member per row of parameters."""
+
+    PROB = np.array([[0.2, 0.9], [0.55, 0.01]])
+
+    def check(self, family, params, columns, expected, tolerance=1e-12):
+        x = np.stack(np.meshgrid(*columns, indexing="ij"), axis=-1).reshape(-1, len(columns)).astype(float)
+        want = np.sum([expected(x[:, None, d], d) for d in range(len(columns))], axis=0)
+        for own in (family, family.calibrate(Data(x=jnp.asarray(x)), None)):
+            np.testing.assert_allclose(log_prob(own, params, x), want, rtol=tolerance, atol=tolerance)
+
+    def test_bernoulli(self, float64):
+        params = jaxem.BernoulliParams(jnp.asarray(self.PROB))
+        self.check(
+            jaxem.Bernoulli(), params, [[0, 1]] * 2, lambda x, d: scipy.stats.bernoulli.logpmf(x, self.PROB[:, d])
+        )
+
+    @pytest.mark.parametrize("trials", [12, [12, 40]], ids=str)
+    def test_binomial(self, float64, trials):
+        params = jaxem.BinomialParams(jnp.asarray(self.PROB))
+        n = np.broadcast_to(trials, 2)
+        columns = [np.arange(n[0] + 1), np.arange(n[1] + 1)]
+        self.check(
+            jaxem.Binomial(trials), params, columns, lambda x, d: scipy.stats.binom.logpmf(x, n[d], self.PROB[:, d])
+        )
+
+    def test_geometric(self, float64):
+        params = jaxem.GeometricParams(jnp.asarray(self.PROB))
+        self.check(
+            jaxem.Geometric(),
+            params,
+            [np.arange(8), [0, 3, 1000]],
+            lambda x, d: scipy.stats.geom.logpmf(x, self.PROB[:, d], loc=-1),
+        )
+
+    def test_categorical(self, float64):
+        prob = np.array([[[0.2, 0.3, 0.5], [0.9, 0.1, 0]], [[0.1, 0.1, 0.8], [0.5, 0.5, 0]]])
+        self.check(
+            jaxem.Categorical((3, 2)),
+            jaxem.CategoryParams(jnp.asarray(prob)),
+            [[0, 1, 2], [0, 1]],
+            lambda x, d: np.log(prob[:, d][np.arange(2), x.astype(int)]),
+        )
+
+    def test_multinomial(self, float64):
+        x = np.array([[3, 0, 5], [0, 0, 0], [120, 30, 50], [0, 0, 7], [2e6, 1e6, 3e6]])
+        prob = np.array([[0.2, 0.3, 0.5], [0.35, 0.15, 0.5]])
+        want = np.stack([scipy.stats.multinomial.logpmf(x, x.sum(axis=1), p) for p in prob], axis=1)
+        for family in (jaxem.Multinomial(), jaxem.Multinomial().calibrate(Data(x=jnp.asarray(x)), None)):
+            got = log_prob(family, jaxem.MultinomialParams(jnp.asarray(prob)), x)
+            np.testing.assert_allclose(got, want, rtol=1e-9)
+
+    def test_big_counts_in_float32(self, float32):
+        """At a million trials log C(n, x) and x log p are of size 1e6, log p of size 7."""
+        n, prob = 10**6, np.float32(0.3)
+        x = np.array([[300_000.0], [299_000], [300_777]], np.float32)
+        binomial = jaxem.Binomial(n).calibrate(Data(x=jnp.asarray(x)), None)
+        got = log_prob(binomial, jaxem.BinomialParams(jnp.full((1, 1), prob)), x)[:, 0]
+        np.testing.assert_allclose(got, scipy.stats.binom.logpmf(x[:, 0], n, float(prob)), atol=2e-4)
+        rows = np.concatenate([x, n - x], axis=1)
+        multinomial = jaxem.Multinomial().calibrate(Data(x=jnp.asarray(rows)), None)
+        params = jaxem.MultinomialParams(jnp.array([[prob, 1 - prob]]))
+        np.testing.assert_allclose(log_prob(multinomial, params, rows)[:, 0], got, atol=2e-4)
+
+
+class TestMStep:
+    """One member and one weight per row: the estimates of the textbooks."""
+
+    def estimate(self, family, x, weights, mask=None):
+        data = Data(x=jnp.asarray(x), mask=mask)
+        family = family.calibrate(data, None)
+        stats = family.accumulate(None, family.statistics(data), jnp.asarray(weights)[:, None])
+        return family.maximize(None, stats, {})
+
+    @every_family
+    @pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+    def test_weighted_means(self, float64, name, masked):
+        family, x = FAMILIES[name]
+        weights = np.random.default_rng(1).exponential(size=len(x))
+        mask = np.random.default_rng(2).random(x.shape) < 0.7 if masked else np.ones(x.shape, bool)
+        params = self.estimate(family, x, weights, jnp.asarray(mask) if masked else None)
+        cells = weights[:, None] * mask
+        mean = np.sum(cells * x, axis=0) / np.sum(cells, axis=0)
+        if name == "categorical":
+            for d, count in enumerate((3, 2, 4)):
+                shares = [np.sum(cells[:, d] * (x[:, d] == c)) for c in range(4)] / np.sum(cells[:, d])
+                np.testing.assert_allclose(params.prob[0, d], shares, rtol=1e-12, atol=1e-14)
+                assert np.all(params.prob[0, d, count:] == 0)
+        elif name == "poisson":
+            np.testing.assert_allclose(params.rate[0], mean, rtol=1e-12)
+        else:
+            n = {"bernoulli": 1, "binomial": np.array([5, 9, 1])}.get(name)
+            np.testing.assert_allclose(params.prob[0], 1 / (1 + mean) if n is None else mean / n, rtol=1e-12)
+
+    def test_multinomial(self, float64):
+        x, weights = np.array([[3.0, 0, 5], [1, 1, 1]]), np.array([2.0, 0.5])
+        params = self.estimate(jaxem.Multinomial(), x, weights)
+        np.testing.assert_allclose(params.prob[0], weights @ x / (weights @ x).sum(), rtol=1e-14)
+
+    @every_family
+    def test_a_column_nobody_saw_stays_as_it_is(self, float64, name):
+        family, x = FAMILIES[name]
+        mask = np.ones(x.shape, bool)
+        mask[:, 1] = False
+        data = Data(x=jnp.asarray(x), mask=jnp.asarray(mask))
+        family = family.calibrate(data, None)
+        stats = family.accumulate(None, family.statistics(data), jnp.ones((len(x), 2)) / 2)
+        start = family.maximize(None, stats, {})
+        assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(start))
+        moved = jax.tree.map(lambda a: a * 0.75, start)
+        after = family.maximize(moved, stats, {})
+        for old, new, first in zip(*map(jax.tree.leaves, (moved, after, start)), strict=True):
+            assert np.array_equal(new[:, 1], old[:, 1])
+            np.testing.assert_array_equal(new[:, 0], first[:, 0])
+
+
+class TestEdges:
+    """Probabilities of exactly 0 and 1."""
+
+    CASES = {
+        "bernoulli": (jaxem.Bernoulli(), jaxem.BernoulliParams, [[0.0], [1.0], [0.5]], [0.0, 1.0]),
+        "binomial": (jaxem.Binomial(3), jaxem.BinomialParams, [[0.0], [1.0], [0.5]], [0.0, 1.0, 3.0]),
+        "geometric": (jaxem.Geometric(), jaxem.GeometricParams, [[1.0], [0.5]], [0.0, 2.0]),
+        "categorical": (
+            jaxem.Categorical(3),
+            jaxem.CategoryParams,
+            [[[0.0, 0.0, 1.0]], [[1.0, 0.0, 0.0]], [[0.2, 0.3, 0.5]]],
+            [0.0, 1.0, 2.0],
+        ),
+        "multinomial": (
+            jaxem.Multinomial(),
+            jaxem.MultinomialParams,
+            [[0.0, 1.0], [1.0, 0.0], [0.5, 0.5]],
+            [[0.0, 2.0], [3.0, 0.0], [1.0, 1.0], [0.0, 0.0]],
+        ),
+    }
+
+    def expected(self, name, prob, x):
+        prob = np.asarray(prob)
+        with np.errstate(divide="ignore"):
+            if name == "categorical":
+                return np.log(prob[:, 0][:, x[:, 0].astype(int)]).T
+            if name == "multinomial":
+                return np.stack([scipy.stats.multinomial.logpmf(x, x.sum(axis=1), p) for p in prob], axis=1)
+            p = prob[:, 0]
+            law = {
+                "bernoulli": lambda x: scipy.stats.bernoulli.logpmf(x, p),
+                "binomial": lambda x: scipy.stats.binom.logpmf(x, 3, p),
+                "geometric": lambda x: scipy.stats.geom.logpmf(x, p, loc=-1),
+            }[name]
+            return law(x)
+
+    @pytest.mark.parametrize("name", CASES)
+    def test_impossible_is_minus_infinity_and_all_else_is_exact(self, dtype, name):
+        family, make, prob, values = self.CASES[name]
+        x = np.asarray(values, dtype).reshape(len(values), -1)
+        got = log_prob(family, make(jnp.asarray(prob, dtype)), x)
+        want = self.expected(name, prob, x)
+        assert np.array_equal(np.isneginf(got), np.isneginf(want))
+        np.testing.assert_allclose(got, want, rtol=1e-6 if dtype == np.float32 else 1e-13, atol=1e-6)
+
+    @pytest.mark.parametrize("name", CASES)
+    def test_gradients_are_finite(self, dtype, name):
+        """Of the mixture's log-likelihood, over weights, parameters and coordinates, where some members forbid rows."""
+        family, make, prob, values = self.CASES[name]
+        x = jnp.asarray(np.asarray(values, dtype).reshape(len(values), -1))
+        k = len(prob)
+        model = jaxem.Mixture(family, k).calibrate(x)
+        params = jaxem.LatentParams(jaxem.CategoricalParams(jnp.full(k, 1 / k, dtype)), make(jnp.asarray(prob, dtype)))
+
+        def total(params):
+            return model.e_step(params, x).log_likelihood
+
+        assert np.isfinite(total(params))
+        for leaf in jax.tree.leaves(jax.grad(total)(params)):
+            assert np.all(np.isfinite(leaf))
+        free = model.to_free(params)
+        assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(free))
+        back = model.from_free(free)
+        np.testing.assert_allclose(back.likelihood.prob, params.likelihood.prob, atol=1e-6)
+        np.testing.assert_array_equal(total(back) == -np.inf, False)
+        for leaf in jax.tree.leaves(jax.grad(lambda f: total(model.from_free(f)))(free)):
+            assert np.all(np.isfinite(leaf))
+
+    @pytest.mark.parametrize("name", CASES)
+    def test_steps_keep_exact_zeros(self, dtype, name):
+        """Rows that contradict a member give it no weight at all, so its zeros are fixed points."""
+        family, make, prob, values = self.CASES[name]
+        x = jnp.asarray(np.repeat(np.asarray(values, dtype).reshape(len(values), -1), 5, axis=0))
+        k = len(prob)
+        model = jaxem.Mixture(family, k).calibrate(x)
+        params = jaxem.LatentParams(jaxem.CategoricalParams(jnp.full(k, 1 / k, dtype)), make(jnp.asarray(prob, dtype)))
+        run = RUN(model, params, x, control=jaxem.Control(jaxem.Never(), 5))
+        before, after = np.asarray(prob), np.asarray(run.params.likelihood.prob)
+        edge = (before == 0) | (before == 1)
+        assert np.array_equal(after[edge], before[edge])
+        assert np.isfinite(run.objective)
+
+    def test_a_hundred_certain_answers_outweigh_no_impossible_one(self, float32):
+        """In float32 the smallest number has logarithm −87: one contradiction must still decide."""
+        family = jaxem.Bernoulli()
+        prob = np.stack([np.full(101, 1e-3), np.full(101, 0.9)]).astype(np.float32)
+        prob[:, 0] = 0.5, 0.0
+        x = jnp.concatenate([jnp.ones((1, 1)), jnp.ones((1, 100))], axis=1)
+        params = jaxem.LatentParams(
+            jaxem.CategoricalParams(jnp.array([0.5, 0.5])), jaxem.BernoulliParams(jnp.asarray(prob))
+        )
+        posterior = jaxem.Mixture(family, 2).posterior(params, x)
+        np.testing.assert_array_equal(posterior, [[1.0, 0.0]])
+
+
+class TestRow02Missing:
+    @every_family
+    def test_what_is_masked_is_never_read(self, dtype, name):
+        family, x = FAMILIES[name]
+        mask = np.random.default_rng(5).random(x.shape) < 0.7
+        mask[:3] = [[True, False, False], [False, False, False], [True, True, True]]
+        results, gradients = [], []
+        for poison in (0.0, np.nan, 1e30, -7.5):
+            data = Data(np.where(mask, x, poison).astype(dtype), mask)
+            if np.isfinite(poison):  # the door refuses NaN in x, masked or not, or lets it pass: either is honest
+                results.append(jaxem.fit(jaxem.Mixture(family, 2), data, key=KEY, num_starts=2, on_failure="ignore"))
+            device = jax.tree.map(jnp.asarray, data)
+            model = jaxem.Mixture(family, 2).calibrate(device)
+            params = model.init(KEY, device)
+            gradients.append(jax.value_and_grad(lambda p, m=model, d=device: m.e_step(p, d).log_likelihood)(params))
+        for other in results[1:]:
+            for a, b in zip(jax.tree.leaves(other.params), jax.tree.leaves(results[0].params), strict=True):
+                assert np.array_equal(a, b)
+        for other in gradients:
+            for a, b in zip(jax.tree.leaves(other), jax.tree.leaves(gradients[0]), strict=True):
+                assert np.all(np.isfinite(a))
+                assert np.array_equal(a, b)
+
+    @every_family
+    def test_log_p_is_the_marginal_of_what_is_observed(self, float64, name):
+        model, x, start = fitted_start(name)
+        mask = np.random.default_rng(6).random(x.shape) < 0.5
+        got = log_prob(model.likelihood, start.likelihood, x, jnp.asarray(mask))
+        for d in range(x.shape[1]):
+            only = np.zeros_like(mask)
+            only[:, d] = mask[:, d]
+            got = got - log_prob(model.likelihood, start.likelihood, x, jnp.asarray(only))
+        np.testing.assert_allclose(got, 0, atol=1e-12)
+
+    @every_family
+    def test_missing_cells_have_the_moments_of_their_column(self, float64, name):
+        """Against draws of the family itself."""
+        model, x, start = fitted_start(name)
+        mask = np.ones(x.shape, bool)
+        mask[0] = [False, True, False]
+        data = Data(x=x[:1], mask=jnp.asarray(mask[:1]))
+        mean, covariance = model.likelihood.conditional_moments(start.likelihood, data)
+        n = 20_000
+        for k in range(2):
+            drawn = np.asarray(model.likelihood.sample(KEY, start.likelihood, jnp.full(n, k), Data()))
+            error = 6 * drawn.std(axis=0) / np.sqrt(n) + 1e-12
+            np.testing.assert_array_less(np.abs(mean[0, k] - drawn.mean(axis=0))[[0, 2]], error[[0, 2]])
+            spread = np.asarray(covariance[0, k])
+            np.testing.assert_allclose(np.diag(spread)[[0, 2]], drawn.var(axis=0)[[0, 2]], rtol=0.15, atol=1e-3)
+            assert np.all(spread - np.diag(np.diag(spread)) == 0)
+            assert spread[1, 1] == 0
+        assert np.all(mean[0, :, 1] == x[0, 1])
+
+
+def bad_data(name, value):
+    """(model, good data, the same with ``value`` in row 7, column 1)."""
+    if name == "multinomial":
+        family, x = jaxem.Multinomial(), np.random.default_rng(0).multinomial(9, [0.2, 0.3, 0.5], 30) * 1.0
+    else:
+        family, x = FAMILIES[name]
+    bad = x.copy()
+    bad[7, 1] = value
+    return jaxem.Mixture(family, 2), x, bad
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
+class TestRow08OutOfDomain:
+    def test_the_door_names_row_and_column(self, dtype, name, value):
+        model, _, x = bad_data(name, value)
+        with pytest.raises(ValueError, match=rf"got {value} in row 7, column 1"):
+            jaxem.fit(model, x.astype(dtype), key=KEY)
+
+    def test_pure_code_calls_it_impossible(self, dtype, name, value):
+        """−∞ for that row, a status for the fit, and the start kept: no better log-likelihood for worse data."""
+        model, good, x = bad_data(name, value)
+        good, x = jnp.asarray(good, dtype), jnp.asarray(x, dtype)
+        own = model.calibrate(good)
+        start = own.init(KEY, good)
+        rows = own.log_likelihood(start, x)
+        assert rows[7] == -np.inf
+        assert np.array_equal(np.delete(rows, 7), np.delete(own.log_likelihood(start, good), 7))
+        run = RUN(own, start, x)
+        assert run.status == Status.ZERO_LIKELIHOOD
+        assert run.steps == 0
+        for a, b in zip(jax.tree.leaves(run.params), jax.tree.leaves(start), strict=True):
+            assert np.array_equal(a, b)
+
+    def test_a_masked_cell_may_hold_anything(self, dtype, name, value):
+        if name == "multinomial":
+            return
+        model, x, bad = bad_data(name, value)
+        mask = np.ones(x.shape, bool)
+        mask[7, 1] = False
+        jaxem.fit(model, Data(bad.astype(dtype), mask), key=KEY, on_failure="ignore", max_steps=2)
+
+
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_row_01_what_is_no_number_is_seen_as_such(dtype, name, value):
+    model, good, x = bad_data(name, value)
+    own = model.calibrate(jnp.asarray(good, dtype))
+    start = own.init(KEY, jnp.asarray(good, dtype))
+    run = RUN(own, start, jnp.asarray(x, dtype))
+    assert run.status == Status.NON_FINITE_INPUT
+    for a, b in zip(jax.tree.leaves(run.params), jax.tree.leaves(start), strict=True):
+        assert np.array_equal(a, b)
+
+
+def test_row_08_whole_numbers_that_the_floating_point_type_does_not_hold(dtype):
+    limit = 2 ** (24 if dtype == np.float32 else 53)
+    x = np.full((20, 1), 3, np.int64)
+    x[4] = limit + 1
+    with pytest.raises(
+        ValueError, match=rf"beyond {limit} are not exact in {dtype.name}; got {limit + 1} in row 4, column 0"
+    ):
+        jaxem.fit(jaxem.Mixture(jaxem.Poisson(), 2), x, key=KEY)
+    x[4] = limit
+    result = jaxem.fit(jaxem.Mixture(jaxem.Poisson(), 1), x, key=KEY, on_failure="ignore")
+    np.testing.assert_allclose(result.params.likelihood.rate[0, 0], x.mean(), rtol=1e-5)
+
+
+def test_row_08_wide_integers_do_not_wrap(float32):
+    """A 64-bit integer on a device that has none of them: 2^40 is not 0."""
+    x = np.array([[2**40], [2**40], [2**40 + 2**30]], float)
+    result = jaxem.fit(jaxem.Mixture(jaxem.Poisson(), 1), x, key=KEY, on_failure="ignore")
+    np.testing.assert_allclose(result.params.likelihood.rate[0, 0], x.mean(), rtol=1e-6)
+
+
+@every_family
+def test_row_05_an_empty_component_keeps_its_parameters(dtype, name):
+    model, x, start = fitted_start(name)
+    x = x.astype(dtype)
+    start = jax.tree.map(lambda a: a.astype(dtype), start)
+    params = jaxem.LatentParams(jaxem.CategoricalParams(jnp.array([1.0, 0.0], dtype)), start.likelihood)
+    run = RUN(model, params, x, control=jaxem.Control(jaxem.Never(), 20))
+    for a, b in zip(jax.tree.leaves(run.params.likelihood), jax.tree.leaves(start.likelihood), strict=True):
+        assert np.array_equal(a[1], b[1])
+        assert not np.array_equal(a[0], b[0])
+
+
+def test_row_09_the_first_impossible_example_is_named(float64):
+    x = np.array([[0.0], [1], [0], [1]])
+    params = jaxem.LatentParams(
+        jaxem.CategoricalParams(np.array([0.5, 0.5])), jaxem.BernoulliParams(np.array([[0.0], [0.0]]))
+    )
+    with pytest.raises(jaxem.FitError, match=r"zero likelihood.*first impossible example: 1"):
+        jaxem.fit(jaxem.Mixture(jaxem.Bernoulli(), 2), x, params=params)
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: jaxem.Binomial(0), "above 0.*got 0"),
+        (lambda: jaxem.Binomial(2.5), "whole number.*got 2.5"),
+        (lambda: jaxem.Binomial([3, -1]), r"got \[3, -1\]"),
+        (lambda: jaxem.Binomial([[3]]), r"got \[\[3\]\]"),
+        (lambda: jaxem.Categorical(1), "at least 2; got 1"),
+        (lambda: jaxem.Categorical((3, 0)), r"at least 1; got \(3, 0\)"),
+        (lambda: jaxem.Categorical(()), r"got \(\)"),
+        (lambda: jaxem.Categorical(2.5), "got 2.5"),
+        (lambda: jaxem.Categorical("three"), "got 'three'"),
+        (lambda: jaxem.Multinomial(total=-1), "at least 0; got -1"),
+        (lambda: jaxem.fit(jaxem.Mixture(jaxem.Binomial([3, 4]), 2), np.ones((9, 3)), key=KEY), "3 columns; got 2"),
+        (lambda: jaxem.fit(jaxem.Mixture(jaxem.Categorical((3, 4)), 2), np.ones((9, 3)), key=KEY), "3 columns; got 2"),
+    ],
+)  # fmt: skip
+def test_row_15_nonsense(make, match):
+    with pytest.raises(ValueError, match=match):
+        make()
+
+
+def test_a_draw_of_a_multinomial_row_needs_a_total(float64):
+    params = jaxem.MultinomialParams(jnp.array([[0.5, 0.5]]))
+    with pytest.raises(ValueError, match="total"):
+        jaxem.Multinomial().sample(KEY, params, jnp.zeros(3, int), Data())
+    assert np.all(np.sum(jaxem.Multinomial(total=7).sample(KEY, params, jnp.zeros(3, int), Data()), axis=1) == 7)
+
+
+def test_free_parameters_are_those_of_a_latent_class_model(float64):
+    """K − 1 shares and C − 1 probabilities for every column and class."""
+    family, x = FAMILIES["categorical"]
+    model = jaxem.Mixture(family, 3)
+    start = model.init(KEY, jnp.asarray(x))
+    assert model.num_free_parameters(start) == 2 + 3 * (2 + 1 + 3)
+    back = model.from_free(model.to_free(start))
+    np.testing.assert_allclose(back.likelihood.prob, start.likelihood.prob, atol=1e-15)
+    assert np.all(np.asarray(back.likelihood.prob)[:, 1, 2:] == 0)
+
+
+def test_two_categories_are_a_bernoulli(float64):
+    _, x = FAMILIES["bernoulli"]
+    one, other = (
+        jaxem.fit(jaxem.Mixture(family, 2), x, key=jax.random.key(4), num_starts=4, tol=1e-9)
+        for family in (jaxem.Bernoulli(), jaxem.Categorical(2))
+    )
+    np.testing.assert_allclose(one.log_likelihood, other.log_likelihood, rtol=1e-9)
+    np.testing.assert_allclose(one.params.likelihood.prob, other.params.likelihood.prob[..., 1], atol=1e-4)
+    assert one.num_free_parameters == other.num_free_parameters == 7
