@@ -61,7 +61,7 @@ def _exact(whole: np.ndarray) -> np.ndarray:
     """Whole numbers as floating-point ones, on the host: the device may have no wide integers, and would wrap them."""
     dtype = jax.dtypes.canonicalize_dtype(float)
     limit = 2 ** (np.finfo(dtype).nmant + 1)
-    bad = np.argwhere((whole > limit) | (whole < -limit)) if whole.dtype.itemsize > 2 else ()
+    bad = np.argwhere((whole > limit) | (whole < -limit))
     if len(bad):
         place = ", ".join(f"{name} {i}" for name, i in zip(("row", "column", "axis 2"), bad[0], strict=False))
         raise ValueError(

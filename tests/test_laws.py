@@ -33,6 +33,16 @@ LINEAR = _given_inputs(_ETA + 0.4 * _RNG.normal(size=_ETA.shape))
 LINEAR_MISSING = _given_inputs(LINEAR.x, mask=_RNG.random(_ETA.shape) < 0.8)
 BINARY = _given_inputs(_RNG.random(_ETA.shape) < 1 / (1 + np.exp(-_ETA)))
 COUNTED = _given_inputs(_RNG.poisson(np.exp(0.3 * _ETA)))
+_DISCRETE = np.random.default_rng(1)
+ANSWERS = (_DISCRETE.random((45, 3)) < np.repeat([[0.2, 0.7, 0.5], [0.8, 0.3, 0.4]], [20, 25], axis=0)).astype(float)
+BOYS = np.concatenate(
+    [_DISCRETE.binomial([7, 12], [0.2, 0.7], (20, 2)), _DISCRETE.binomial([7, 12], [0.8, 0.3], (25, 2))]
+)
+CODES = np.concatenate([_DISCRETE.integers(0, [2, 2, 1], (20, 3)), _DISCRETE.integers(0, [3, 2, 4], (25, 3))]).astype(
+    float
+)
+WORDS = np.concatenate([_DISCRETE.multinomial(9, [0.2, 0.7, 0.1], 20), _DISCRETE.multinomial(20, [0.3, 0.3, 0.4], 25)])
+SEEN = _DISCRETE.random((45, 3)) < 0.8
 
 FAMILIES = {
     "gaussian full": (jaxem.Gaussian(jaxem.Full()), POINTS),
@@ -60,6 +70,13 @@ FAMILIES = {
     "linear regression, cells missing, tied noise": (jaxem.LinearRegression(tied_noise=True), LINEAR_MISSING),
     "logistic regression": (jaxem.LogisticRegression(), BINARY),
     "poisson regression": (jaxem.PoissonRegression(), COUNTED),
+    "poisson, cells missing": (jaxem.Poisson(), jaxem.Data(COUNTS, SEEN[:, :2])),
+    "bernoulli": (jaxem.Bernoulli(), ANSWERS),
+    "bernoulli, cells missing": (jaxem.Bernoulli(), jaxem.Data(ANSWERS, SEEN)),
+    "binomial": (jaxem.Binomial([7, 12]), BOYS),
+    "categorical, cells missing": (jaxem.Categorical((3, 2, 4)), jaxem.Data(CODES, SEEN)),
+    "geometric": (jaxem.Geometric(), COUNTS),
+    "multinomial": (jaxem.Multinomial(), WORDS),
 }
 
 

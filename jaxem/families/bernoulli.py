@@ -65,7 +65,7 @@ class Bernoulli(IndependentColumns):
     def mean(self, params: BernoulliParams, data: Data) -> Float[Array, "K D"]:
         return params.prob
 
-    def variance(self, params: BernoulliParams, data: Data) -> Float[Array, "K D"]:
+    def variance(self, params: BernoulliParams) -> Float[Array, "K D"]:
         return params.prob * (1 - params.prob)
 
     def sample(self, key: jax.Array, params: BernoulliParams, z: Array, data: Data) -> Array:

@@ -50,9 +50,10 @@ class Binomial(IndependentColumns):
     num_terms = 2
 
     def __post_init__(self):
-        if isinstance(self.trials, jax.core.Tracer):
+        try:
+            trials = np.asarray(self.trials)
+        except jax.errors.TracerArrayConversionError:
             return
-        trials = np.asarray(self.trials)
         whole = trials.dtype.kind in "iuf" and trials.ndim < 2 and np.all((trials >= 1) & (trials == np.floor(trials)))
         if not whole:
             raise ValueError(f"trials must be a whole number above 0, or one for each column; got {self.trials!r}")
@@ -106,8 +107,8 @@ class Binomial(IndependentColumns):
     def mean(self, params: BinomialParams, data: Data) -> Float[Array, "K D"]:
         return self._trials(params.prob.shape[1], params.prob.dtype) * params.prob
 
-    def variance(self, params: BinomialParams, data: Data) -> Float[Array, "K D"]:
-        return self.mean(params, data) * (1 - params.prob)
+    def variance(self, params: BinomialParams) -> Float[Array, "K D"]:
+        return self.mean(params, Data()) * (1 - params.prob)
 
     def sample(self, key: jax.Array, params: BinomialParams, z: Array, data: Data) -> Array:
         prob = params.prob[z]

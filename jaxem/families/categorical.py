@@ -85,8 +85,8 @@ class Categorical(IndependentColumns):
         """The mean of the codes: of two categories the probability of the second."""
         return jnp.sum(params.prob * self._codes(params.prob.dtype), axis=-1)
 
-    def variance(self, params: CategoryParams, data: Data) -> Float[Array, "K D"]:
-        away = self._codes(params.prob.dtype) - self.mean(params, data)[..., None]
+    def variance(self, params: CategoryParams) -> Float[Array, "K D"]:
+        away = self._codes(params.prob.dtype) - self.mean(params, Data())[..., None]
         return jnp.sum(params.prob * away**2, axis=-1)
 
     def sample(self, key: jax.Array, params: CategoryParams, z: Array, data: Data) -> Array:

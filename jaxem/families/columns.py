@@ -97,8 +97,8 @@ class IndependentColumns(Family):
         """
         raise unsupported(self, "estimate", "the M-step")
 
-    def variance(self, params: Any, data: Data) -> Array:
-        """Var[x | z = k], shaped as `mean`."""
+    def variance(self, params: Any) -> Float[Array, "K D"]:
+        """Var[x | z = k] of every column, [K, D]."""
         raise unsupported(self, "variance", "imputation")
 
     def validate(self, data: Data) -> None:
@@ -162,15 +162,10 @@ class IndependentColumns(Family):
     def conditional_moments(self, params: Any, data: Data) -> tuple[Array, Array]:
         """Cells that are missing have the moments of their column: what is observed says nothing of them but z."""
         x = observations(data)
-        shape = (x.shape[0], jax.tree.leaves(params)[0].shape[0], x.shape[1])
-
-        def each(moment: Array) -> Array:
-            return jnp.broadcast_to(moment if moment.ndim == 3 else moment[None], shape)
-
         known = jnp.ones(x.shape, bool) if data.mask is None else data.mask
-        mean = jnp.where(known[:, None], x[:, None], each(self.mean(params, data)))
-        variance = jnp.where(known[:, None], 0, each(self.variance(params, data)))
-        return mean, variance[..., None] * jnp.eye(shape[2], dtype=variance.dtype)
+        mean = jnp.where(known[:, None], x[:, None], self.mean(params, data))
+        variance = jnp.where(known[:, None], 0, self.variance(params))
+        return mean, variance[..., None] * jnp.eye(x.shape[1], dtype=variance.dtype)
 
     def take_components(self, params: Any, components: Any) -> Any:
         return jax.tree.map(lambda leaf: leaf[components], params)

@@ -63,7 +63,7 @@ class Geometric(IndependentColumns):
     def mean(self, params: GeometricParams, data: Data) -> Float[Array, "K D"]:
         return (1 - params.prob) / params.prob
 
-    def variance(self, params: GeometricParams, data: Data) -> Float[Array, "K D"]:
+    def variance(self, params: GeometricParams) -> Float[Array, "K D"]:
         return (1 - params.prob) / params.prob**2
 
     def sample(self, key: jax.Array, params: GeometricParams, z: Array, data: Data) -> Array:

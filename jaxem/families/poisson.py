@@ -80,7 +80,7 @@ class Poisson(IndependentColumns):
     def mean(self, params: PoissonParams, data: Data) -> Float[Array, "K D"]:
         return params.rate
 
-    def variance(self, params: PoissonParams, data: Data) -> Float[Array, "K D"]:
+    def variance(self, params: PoissonParams) -> Float[Array, "K D"]:
         return params.rate
 
     def sample(self, key: jax.Array, params: PoissonParams, z: Array, data: Data) -> Array:
