@@ -30,6 +30,7 @@ from jaxem.families import (
     LogNormalParams,
     Multinomial,
     MultinomialParams,
+    MultinomialRegression,
     Poisson,
     PoissonParams,
     PoissonRegression,
@@ -42,7 +43,7 @@ from jaxem.inference import elbo, icl
 from jaxem.initialize import KMeansPlusPlus, RandomPoints, RandomResponsibilities, Start
 from jaxem.io import load, save
 from jaxem.lane import Control
-from jaxem.latents import CategoricalParams, Hard, MarkovChainParams, left_to_right
+from jaxem.latents import CategoricalParams, GatedParams, Hard, MarkovChainParams, left_to_right
 from jaxem.model import (
     Algorithm,
     Data,
@@ -58,7 +59,17 @@ from jaxem.model import (
     pytree,
     static,
 )
-from jaxem.models import HMM, Forecast, LatentModel, LatentParams, LatentStats, Mixture, forecast, pair_posterior
+from jaxem.models import (
+    HMM,
+    Forecast,
+    LatentModel,
+    LatentParams,
+    LatentStats,
+    Mixture,
+    MixtureOfExperts,
+    forecast,
+    pair_posterior,
+)
 from jaxem.models.factor_analysis import PPCA, FactorAnalysis, FactorParams, FactorScores
 from jaxem.result import BatchResult, ConvergenceWarning, FitError, Result, Starts
 from jaxem.select import Selection, select
@@ -104,6 +115,7 @@ __all__ = [
     "Full",
     "Gamma",
     "GammaParams",
+    "GatedParams",
     "Gaussian",
     "GaussianParams",
     "Geometric",
@@ -127,9 +139,11 @@ __all__ = [
     "LogisticRegression",
     "MarkovChainParams",
     "Mixture",
+    "MixtureOfExperts",
     "Model",
     "Multinomial",
     "MultinomialParams",
+    "MultinomialRegression",
     "Never",
     "ParameterChange",
     "Poisson",

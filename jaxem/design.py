@@ -34,6 +34,16 @@ class Design:
     radius: Float[Array, ""] | None = None
     box: Float[Array, " P"] | None = None
 
+    @property
+    def num_columns(self) -> int:
+        """P."""
+        return self.calibrated_moment().shape[0]
+
+    def calibrated_moment(self) -> Float[Array, "P P"]:
+        if self.moment is None:
+            raise _uncalibrated()
+        return self.moment
+
     def columns(self, inputs: Array, dtype) -> Float[Array, "*N P"]:
         """u of every row."""
         inputs = inputs.astype(dtype)
@@ -65,9 +75,8 @@ class Design:
 
     def size(self, coefficients: Float[Array, "*K P"]) -> Float[Array, "*K"]:
         """The root mean square of ``u · coefficients`` over the calibration rows (standardized coefficients)."""
-        if self.moment is None:
-            raise _uncalibrated()
-        square = jnp.einsum("...i,ij,...j->...", coefficients, self.moment, coefficients, precision="highest")
+        moment = self.calibrated_moment()
+        square = jnp.einsum("...i,ij,...j->...", coefficients, moment, coefficients, precision="highest")
         positive = square > 0
         return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
 
@@ -123,7 +132,9 @@ def symmetric(packed: Float[Array, "*K Q"], p: int) -> Float[Array, "*K P P"]:
 
 
 def _uncalibrated() -> ValueError:
-    return ValueError("a damped step needs the range of the inputs: call model.calibrate(data) first, as fit does")
+    return ValueError(
+        "a regression's M-step needs the range of the inputs: call model.calibrate(data) first, as fit does"
+    )
 
 
 def check_inputs(inputs: jax.Array | None, name: str) -> jax.Array:

@@ -358,9 +358,8 @@ class Latent:
     independent: bool = False
     #: True when an example is a sequence.
     sequential: bool = False
-    #: As of `Model` and `Family`: does `maximize` only raise q, do the statistics need the parameters?
+    #: True where `maximize` raises q without maximizing it (see `Model.generalized`).
     generalized: bool = False
-    augmented: bool = False
     num_components: int
 
     def calibrate(self, data: Data, weights: Array | None) -> Latent:
@@ -375,8 +374,11 @@ class Latent:
         """Posterior marginals, own statistics and log-normalizer, given the log-likelihood of each value of z."""
         raise unsupported(self, "infer", "the E-step")
 
-    def accumulate(self, marginals: Array, data: Data) -> PyTree:
-        """The latent's statistics for given (weighted) marginals: what a start from responsibilities needs."""
+    def accumulate(self, marginals: Array, data: Data, params: PyTree | None = None) -> PyTree:
+        """The latent's statistics for given (weighted) marginals: what a start from responsibilities needs.
+
+        ``params`` are the current ones, for statistics that depend on them (expansions about them); None at a start.
+        """
         raise unsupported(self, "accumulate", "a start from responsibilities")
 
     def maximize(self, params: PyTree | None, stats: PyTree, frozen: FrozenLeaves) -> PyTree:

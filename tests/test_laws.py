@@ -32,6 +32,7 @@ def _given_inputs(responses, **more):
 LINEAR = _given_inputs(_ETA + 0.4 * _RNG.normal(size=_ETA.shape))
 LINEAR_MISSING = _given_inputs(LINEAR.x, mask=_RNG.random(_ETA.shape) < 0.8)
 BINARY = _given_inputs(_RNG.random(_ETA.shape) < 1 / (1 + np.exp(-_ETA)))
+CHOICES = _given_inputs(_RNG.integers(0, 3, (45, 1)) * (_RNG.random((45, 1)) < 0.8))
 COUNTED = _given_inputs(_RNG.poisson(np.exp(0.3 * _ETA)))
 _DISCRETE = np.random.default_rng(1)
 ANSWERS = (_DISCRETE.random((45, 3)) < np.repeat([[0.2, 0.7, 0.5], [0.8, 0.3, 0.4]], [20, 25], axis=0)).astype(float)
@@ -77,6 +78,7 @@ FAMILIES = {
     "categorical, cells missing": (jaxem.Categorical((3, 2, 4)), jaxem.Data(CODES, SEEN)),
     "geometric": (jaxem.Geometric(), COUNTS),
     "multinomial": (jaxem.Multinomial(), WORDS),
+    "multinomial regression": (jaxem.MultinomialRegression(3), CHOICES),
 }
 
 
@@ -98,6 +100,15 @@ MODELS = {
     "chunked, with prior, poisson regression": (
         jaxem.Chunked(jaxem.WithPrior(_mixture("poisson regression"), 1.0), 16),
         COUNTED,
+    ),
+    "experts, linear regression": (jaxem.MixtureOfExperts(jaxem.LinearRegression(), 3), LINEAR),
+    "latent class regression, chunked": (
+        jaxem.Chunked(jaxem.MixtureOfExperts(jaxem.Bernoulli(), 2), 16),
+        jaxem.Data(x=ANSWERS, inputs=INPUTS),
+    ),
+    "experts, with prior, frozen": (
+        jaxem.WithPrior(jaxem.Frozen(jaxem.MixtureOfExperts(jaxem.LogisticRegression(), 2), ["coefficients"]), 2.0),
+        BINARY,
     ),
     "frozen mean": (jaxem.Frozen(_mixture("gaussian full"), ["mean"]), POINTS),
     "frozen weights and one rate": (

@@ -19,6 +19,8 @@ PREDICTOR = 0.7 * INPUTS[:, :1] - 0.06 * (INPUTS[:, 1:] - 300) + [[0.3, -0.5]]
 WEIGHTS = RNG.integers(0, 4, N).astype(float)
 GAUSSIAN = PREDICTOR + 0.3 * RNG.normal(size=(N, 2))
 BINARY = (RNG.random((N, 2)) < 1 / (1 + np.exp(-PREDICTOR))).astype(float)
+_UTILITIES = np.c_[PREDICTOR, np.zeros(N)] + RNG.gumbel(size=(N, 3))
+CODES = np.argmax(_UTILITIES, axis=1)[:, None].astype(float)
 COUNTS = RNG.poisson(np.exp(PREDICTOR)).astype(float)
 
 
@@ -28,6 +30,15 @@ def one(family, x, inputs=INPUTS, weights=None, **options):
     return jaxem.fit(
         jaxem.Mixture(family, 1), Data(x=x, inputs=inputs), weights=weights, key=jax.random.key(0), **options
     )
+
+
+def softmax_peer(codes, weights=None):
+    """Coefficients relative to the last code, in the units of the inputs."""
+    peer = LogisticRegression(C=np.inf, tol=1e-12, solver="newton-cg", max_iter=1000)
+    peer.fit((INPUTS - INPUTS.mean(0)) / INPUTS.std(0), codes, weights)
+    slopes = peer.coef_ / INPUTS.std(0)
+    every = np.c_[peer.intercept_ - slopes @ INPUTS.mean(0), slopes]
+    return every - every[-1]
 
 
 class TestOneComponent:
@@ -68,6 +79,13 @@ class TestOneComponent:
             expected = np.r_[peer.intercept_ - slopes @ INPUTS.mean(0), slopes]
             np.testing.assert_allclose(fitted.params.likelihood.coefficients[0, d], expected, rtol=1e-8)
 
+    @pytest.mark.parametrize("weights", [None, WEIGHTS])
+    def test_multinomial(self, float64, weights):
+        fitted = one(jaxem.MultinomialRegression(3), CODES, weights=weights)
+        coefficients = np.asarray(fitted.params.likelihood.coefficients[0])
+        np.testing.assert_allclose(coefficients - coefficients[-1], softmax_peer(CODES[:, 0], weights), rtol=1e-7)
+        assert np.all(coefficients[-1] == 0)
+
     def test_an_offset_is_an_exposure(self, float64):
         exposure = RNG.uniform(0.5, 40, N)
         counts = RNG.poisson(exposure[:, None] * np.exp(0.1 * PREDICTOR[:, :1])).astype(float)
@@ -99,6 +117,8 @@ class TestOneComponent:
 
 def log_density(kind, predictor, x, variance=None):
     """log p(x | η), summed over responses, written without the library."""
+    if kind == "multinomial":
+        return np.take_along_axis(predictor - logsumexp(predictor, axis=-1, keepdims=True), x.astype(int), -1)[:, 0]
     if kind == "linear":
         terms = -0.5 * (x - predictor) ** 2 / variance - 0.5 * np.log(2 * np.pi * variance)
     elif kind == "logistic":
@@ -131,22 +151,28 @@ def test_log_likelihood_is_the_formula(float64, kind):
     np.testing.assert_allclose(got, logsumexp(parts, axis=0), rtol=1e-11)
 
 
-@pytest.mark.parametrize("kind", ["logistic", "poisson"])
+@pytest.mark.parametrize("kind", ["logistic", "poisson", "multinomial"])
 @pytest.mark.parametrize("seed", range(12))
 def test_a_newton_step_never_lowers_the_weighted_likelihood(float64, kind, seed):
     """From wild coefficients and arbitrary responsibilities, over the rows, not as its expansion."""
     rng = np.random.default_rng(seed)
     n = int(rng.integers(5, 60))
     inputs = rng.standard_t(2, size=(n, 2)) * 10.0 ** rng.uniform(-2, 2, 2) + rng.normal(size=2)
-    x = (rng.random((n, 1)) < 0.5) * 1.0 if kind == "logistic" else rng.poisson(rng.uniform(0, 20, (n, 1))) * 1.0
-    family = jaxem.LogisticRegression() if kind == "logistic" else jaxem.PoissonRegression()
+    family, x = {
+        "logistic": (jaxem.LogisticRegression(), rng.random((n, 1)) < 0.5),
+        "poisson": (jaxem.PoissonRegression(), rng.poisson(rng.uniform(0, 20, (n, 1)))),
+        "multinomial": (jaxem.MultinomialRegression(4), rng.integers(0, 4, (n, 1))),
+    }[kind]
+    x, d = x.astype(float), 4 if kind == "multinomial" else 1
     data = Data(x=jnp.array(x), inputs=jnp.array(inputs))
     family = family.calibrate(data, None)
     rows = family.statistics(data)
     marginals = jnp.array(rng.dirichlet([0.2] * 3, n))
     spread = inputs.std(0)
-    slopes = rng.normal(size=(3, 1, 2)) * 10.0 ** rng.uniform(-1, 1.0) / spread
-    coefficients = np.concatenate([rng.normal(size=(3, 1, 1)) - slopes @ inputs.mean(0)[:, None], slopes], axis=-1)
+    slopes = rng.normal(size=(3, d, 2)) * 10.0 ** rng.uniform(-1, 1.0) / spread
+    coefficients = np.concatenate([rng.normal(size=(3, d, 1)) - slopes @ inputs.mean(0)[:, None], slopes], axis=-1)
+    if kind == "multinomial":
+        coefficients[:, -1] = 0
     params = jaxem.RegressionParams(jnp.array(coefficients))
 
     @jax.jit
@@ -302,11 +328,26 @@ class TestErrors:
 
     @pytest.mark.parametrize(
         ("family", "x"),
-        [(jaxem.LogisticRegression(), np.array([[0.0], [2.0]])), (jaxem.PoissonRegression(), np.array([[3.0], [0.5]]))],
+        [
+            (jaxem.LogisticRegression(), np.array([[0.0], [2.0]])),
+            (jaxem.PoissonRegression(), np.array([[3.0], [0.5]])),
+            (jaxem.MultinomialRegression(3), np.array([[2.0], [3.0]])),
+        ],
     )
     def test_responses_outside_the_support_are_named(self, family, x):
         with pytest.raises(ValueError, match="row 1, column 0"):
             jaxem.fit(jaxem.Mixture(family, 1), Data(x=x, inputs=np.ones((2, 1))), key=jax.random.key(0))
+
+    def test_a_multinomial_regression_has_one_response(self):
+        with pytest.raises(ValueError, match=r"\[N, 1\]"):
+            jaxem.fit(
+                jaxem.Mixture(jaxem.MultinomialRegression(3), 1), Data(x=BINARY, inputs=INPUTS), key=jax.random.key(0)
+            )
+
+    @pytest.mark.parametrize("categories", [1, 2.0])
+    def test_a_number_of_categories_that_is_none(self, categories):
+        with pytest.raises(ValueError, match="num_categories"):
+            jaxem.MultinomialRegression(categories)
 
     def test_a_damped_step_needs_the_range_of_the_inputs(self):
         family = jaxem.LogisticRegression()

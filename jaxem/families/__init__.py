@@ -15,6 +15,7 @@ from jaxem.families.geometric import Geometric, GeometricParams
 from jaxem.families.inverse_gaussian import InverseGaussian, InverseGaussianParams
 from jaxem.families.lognormal import LogNormal, LogNormalParams
 from jaxem.families.multinomial import Multinomial, MultinomialParams
+from jaxem.families.multinomial_regression import MultinomialRegression
 from jaxem.families.poisson import Poisson, PoissonParams
 from jaxem.families.regression import LinearRegression, LinearRegressionParams
 
@@ -48,6 +49,7 @@ __all__ = [
     "LogisticRegression",
     "Multinomial",
     "MultinomialParams",
+    "MultinomialRegression",
     "Poisson",
     "PoissonParams",
     "PoissonRegression",

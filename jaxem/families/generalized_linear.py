@@ -141,7 +141,8 @@ class GeneralizedLinear(Family):
         return dot(coefficients.reshape(k * d, p), rows.columns.T).reshape(k, d, -1)
 
 
-def _raw_predictor(coefficients: Array, inputs: Array, intercept: bool) -> Float[Array, "N K D"]:
+def raw_predictor(coefficients: Array, inputs: Array, intercept: bool) -> Float[Array, "N K D"]:
+    """The linear predictor of every component, from inputs and coefficients in their units."""
     columns = Design(intercept).columns(inputs, coefficients.dtype)
     return jnp.einsum("np,kdp->nkd", columns, coefficients, precision="highest")
 
@@ -198,7 +199,7 @@ class LogisticRegression(GeneralizedLinear):
         return 0.0
 
     def mean(self, params: RegressionParams, data: Data) -> Float[Array, "N K D"]:
-        return jax.nn.sigmoid(_raw_predictor(params.coefficients, data.inputs, self.intercept))
+        return jax.nn.sigmoid(raw_predictor(params.coefficients, data.inputs, self.intercept))
 
     def sample(self, key: jax.Array, params: RegressionParams, z: Array, data: Data) -> Array:
         mean = jnp.take_along_axis(self.mean(params, data), z[:, None, None], axis=1)[:, 0]
@@ -270,7 +271,7 @@ class PoissonRegression(GeneralizedLinear):
 
     def mean(self, params: RegressionParams, data: Data) -> Float[Array, "N K D"]:
         inputs = data.inputs[:, :-1] if self.offset else data.inputs
-        predictor = _raw_predictor(params.coefficients, inputs, self.intercept)
+        predictor = raw_predictor(params.coefficients, inputs, self.intercept)
         return jnp.exp(predictor + data.inputs[:, None, -1:] if self.offset else predictor)
 
     def sample(self, key: jax.Array, params: RegressionParams, z: Array, data: Data) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -51,25 +51,10 @@ class Categorical(Latent):
         self, params: CategoricalParams, potentials: Float[Array, "N K"], data: Data, weights: Array | None
     ) -> Inference:
         """r_nk ∝ π_k p(x_n | k). An example that no component allows gets log-normalizer −inf and no responsibility."""
-        log_weights = jnp.log(params.weights)
-        if rows_last(potentials):
-            joint, axis = potentials.T + log_weights[:, None], 0
-        else:
-            joint, axis = potentials + log_weights, -1
-        peak = jnp.max(joint, axis=axis, keepdims=True)
-        peak = jnp.where(jnp.isfinite(peak), peak, 0)
-        unnormalized = jnp.exp(joint - peak)
-        total = jnp.sum(unnormalized, axis=axis, keepdims=True)
-        # A NaN total is kept: data that are not numbers must be seen, not turned into "impossible".
-        share = jnp.where(total == 0, 0, 1 / jnp.where(total == 0, 1, total))
-        if weights is not None:
-            share = share * jnp.expand_dims(weights, axis)
-        log_total = jnp.where(total == 0, -jnp.inf, jnp.log(jnp.where(total == 0, 1, total)))
-        marginals = unnormalized * share
-        marginals = marginals.T if rows_last(potentials) else marginals
-        return Inference(marginals, self.accumulate(marginals, data), jnp.squeeze(peak + log_total, axis))
+        marginals, evidence = posterior_and_evidence(potentials, jnp.log(params.weights)[None], weights)
+        return Inference(marginals, self.accumulate(marginals, data), evidence)
 
-    def accumulate(self, marginals: Float[Array, "N K"], data: Data) -> Float[Array, " K"]:
+    def accumulate(self, marginals: Float[Array, "N K"], data: Data, params: Any = None) -> Float[Array, " K"]:
         # A reduction, not a product with ones: XLA sums it pairwise, where a product would lose counts.
         return jnp.sum(marginals, axis=tuple(range(marginals.ndim - 1)))
 
@@ -115,3 +100,25 @@ class Categorical(Latent):
     def from_free(self, free: CategoricalParams) -> CategoricalParams:
         last = jnp.zeros((*free.weights.shape[:-1], 1), free.weights.dtype)
         return CategoricalParams(jax.nn.softmax(jnp.concatenate([free.weights, last], axis=-1), axis=-1))
+
+
+def posterior_and_evidence(
+    potentials: Float[Array, "N K"], log_prior: Float[Array, "#N K"], weights: Float[Array, " N"] | None
+) -> tuple[Float[Array, "N K"], Float[Array, " N"]]:
+    """w_n p(z_n = k | x_n) and log p(x_n) of independent examples, given log p(z_n = k)."""
+    if rows_last(potentials):
+        joint, axis = potentials.T + log_prior.T, 0
+    else:
+        joint, axis = potentials + log_prior, -1
+    peak = jnp.max(joint, axis=axis, keepdims=True)
+    peak = jnp.where(jnp.isfinite(peak), peak, 0)
+    unnormalized = jnp.exp(joint - peak)
+    total = jnp.sum(unnormalized, axis=axis, keepdims=True)
+    # A NaN total is kept: data that are not numbers must be seen, not turned into "impossible".
+    share = jnp.where(total == 0, 0, 1 / jnp.where(total == 0, 1, total))
+    if weights is not None:
+        share = share * jnp.expand_dims(weights, axis)
+    log_total = jnp.where(total == 0, -jnp.inf, jnp.log(jnp.where(total == 0, 1, total)))
+    marginals = unnormalized * share
+    marginals = marginals.T if rows_last(potentials) else marginals
+    return marginals, jnp.squeeze(peak + log_total, axis)

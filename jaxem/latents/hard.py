@@ -55,6 +55,10 @@ class Hard(Latent):
         return self.latent.sequential
 
     @property
+    def generalized(self) -> bool:  # type: ignore[override]
+        return self.latent.generalized
+
+    @property
     def sweepable(self) -> bool:  # type: ignore[override]
         return self.latent.sweepable
 
@@ -72,10 +76,10 @@ class Hard(Latent):
         joint = self.latent.log_prob(params, path, data) + (jnp.sum(best, axis=1) if padded else best)
         if weights is not None:
             chosen = chosen * weights.reshape(weights.shape + (1,) * (chosen.ndim - weights.ndim))
-        return Inference(chosen, self.latent.accumulate(chosen, data), joint)
+        return Inference(chosen, self.latent.accumulate(chosen, data, params), joint)
 
-    def accumulate(self, marginals: Array, data: Data) -> Any:
-        return self.latent.accumulate(marginals, data)
+    def accumulate(self, marginals: Array, data: Data, params: Any = None) -> Any:
+        return self.latent.accumulate(marginals, data, params)
 
     def maximize(self, params: Any, stats: Any, frozen: Any) -> Any:
         return self.latent.maximize(params, stats, frozen)

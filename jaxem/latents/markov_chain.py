@@ -108,7 +108,7 @@ class MarkovChain(Latent):
         """p(z_t | x_1 … x_t)."""
         return _as_given(self._smooth(params, potentials, data, keep=True).filtered, data)
 
-    def accumulate(self, marginals: Array, data: Data) -> MarkovChainParams:
+    def accumulate(self, marginals: Array, data: Data, params: Any = None) -> MarkovChainParams:
         """As if steps were independent given q: exact where q is a path, and all that marginals alone can say."""
         followed = _as_chains(_followed(data, marginals), data)[:, :-1]
         chains = _as_chains(marginals, data)

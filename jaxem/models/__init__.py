@@ -3,7 +3,7 @@
 from jaxem.models.factor_analysis import PPCA, FactorAnalysis, FactorParams, FactorScores
 from jaxem.models.hmm import HMM, Forecast, forecast, pair_posterior
 from jaxem.models.latent_model import LatentModel, LatentParams, LatentStats
-from jaxem.models.mixture import Mixture
+from jaxem.models.mixture import Mixture, MixtureOfExperts
 
 __all__ = [
     "HMM",
@@ -16,6 +16,7 @@ __all__ = [
     "LatentParams",
     "LatentStats",
     "Mixture",
+    "MixtureOfExperts",
     "forecast",
     "pair_posterior",
 ]

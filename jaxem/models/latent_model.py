@@ -276,15 +276,15 @@ class LatentModel(Model):
     ) -> Float[Array, ""]:
         """E_q[log p(x, z | params)] for a given q(z), summed over examples."""
         data = self.prepare(data)
-        stats = self.complete_statistics(responsibilities, data, weights)
-        if not self.likelihood.augmented(data.statistics):
-            return self.q(params, stats)
-        # Statistics at other parameters, or none, say nothing of the density of what is observed.
         marginals = responsibilities
         if weights is not None:
             marginals = responsibilities * _per_row(weights, responsibilities.ndim)
+        latent = self.latent.q(params.latent, self.latent.accumulate(marginals, data.rest, params.latent))
+        if not self.likelihood.augmented(data.statistics):
+            return latent + self.likelihood.q(params.likelihood, self._accumulate(None, data, marginals))
+        # Statistics at other parameters, or none, say nothing of the density of what is observed.
         terms = jnp.where(marginals == 0, 0, marginals * self._prepared_potentials(params, data))
-        return self.latent.q(params.latent, stats.latent) + jnp.sum(terms)
+        return latent + jnp.sum(terms)
 
     def _overall(self, data: Any, weights: Array | None) -> Any:
         """The family's statistics per observation, the same for every component."""
