@@ -67,4 +67,3 @@ ROWS = [
     classes("lca-cheating", 2, CHEATING),
     *(boys(k) for k in (1, 2, 3)),
 ]
-LATER = {("lca-cheating", "k2-GPA"): "class shares that depend on the grade average: a gated latent"}

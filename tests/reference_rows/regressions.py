@@ -8,7 +8,8 @@ import numpy as np
 from data.cases import fit_of, table
 
 import jaxem
-from reference_rows import Row
+
+from . import Row
 
 NPREG = table("npreg.csv", "x", "yn", "yp")
 TONES = table("tonedata.csv", "stretchratio", "tuned")
