@@ -235,7 +235,7 @@ def _rounds(d: int) -> np.ndarray:
         pairs = zip(players[:half], reversed(players[half:]), strict=True)
         rounds.append([pair for pair in pairs if max(pair) < d])
         players = [players[0], players[-1], *players[1:-1]]
-    return np.array(rounds, np.int32).transpose(0, 2, 1)
+    return np.array(rounds, np.int32).reshape(len(rounds), d // 2, 2).transpose(0, 2, 1)
 
 
 def _turn(axes: Float[Array, "D D"], b: Float[Array, "K D D"], precision: Float[Array, "K D"], pairs: Array) -> Array:
@@ -283,10 +283,8 @@ def _fit_axes(
 
         return jax.lax.fori_loop(0, len(pairs), turn, carry)
 
-    carry = (axes, _along(axes, scatter))
-    if scatter.shape[-1] > 1:
-        carry = jax.lax.fori_loop(0, n, sweep, carry)
-    return carry[0], variances(carry[1])
+    axes, b = jax.lax.fori_loop(0, n, sweep, (axes, _along(axes, scatter)))
+    return axes, variances(b)
 
 
 def _common_axes(matrices: Float[Array, "K D D"]) -> Float[Array, "D D"]:
