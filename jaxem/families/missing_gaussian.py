@@ -5,10 +5,10 @@ With o the observed and u the missing cells of a row y, and B = Σ_uo Σ_oo⁻¹
     log p(y_o) = −½ (y_o − μ_o)ᵀ Σ_oo⁻¹ (y_o − μ_o) − ½ log |2π Σ_oo|
     E[y_u | y_o] = μ_u + B (y_o − μ_o),        Cov[y_u | y_o] = Σ_uu − B Σ_ou
 
-(Little & Rubin 2019, section 11.2; of mixtures Ghahramani & Jordan 1994). Both are linear in (1, y, y yᵀ) with zeros in
-place of the missing cells, and their coefficients depend on a row by its *pattern* alone, by which cells are observed:
-rows of one pattern are summed first, and D × D matrices are factorized once for each pattern and component. The same
-D × D routines serve every pattern, because a missing cell is put in as one of variance 1 that nothing depends on.
+(Little & Rubin 2019, section 11.2; of mixtures Ghahramani & Jordan 1994). With zeros in place of the missing cells the
+first is linear in (1, y, y yᵀ) and the second in (1, y). The coefficients depend on a row by its *pattern* alone, by which
+cells are observed: D × D matrices are factorized once for each pattern and component, and rows gather what they need. The
+same D × D routines serve every pattern, because a missing cell is put in as one of variance 1 that nothing depends on.
 """
 
 from __future__ import annotations
@@ -25,17 +25,16 @@ from jaxem.blocks import block_size_near, map_over_blocks, sum_over_blocks
 from jaxem.families.base import weighted_sums
 from jaxem.families.covariance import _outer_columns, _quadratic_coefficients, _unpack
 from jaxem.linalg import cholesky, diagonal, dot, inverse_lower
-from jaxem.model import pytree, static
+from jaxem.model import num_examples, pytree, static
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
 
-# Numbers in a block of D × D matrices, one for each pattern: some megabytes.
+# Rows, or patterns, are worked on in blocks whose D × D matrices hold no more numbers than this.
 _BLOCK = 2**20
 # Components are worked on one by one when an array of all their rows would hold more numbers than this.
 _AT_ONCE = 2**20
-# Long sums in float32 are cut into so many shorter ones.
-_SPREAD = 64
+_HIGHEST = jax.lax.Precision.HIGHEST
 
 
 @pytree
@@ -80,7 +79,7 @@ def _number_patterns(mask: Bool[Array, "N D"], num_patterns: int | None) -> tupl
     bound = 2**d if num_patterns is None else min(num_patterns, 2**d)
     if 2 * bound > n:
         return jnp.zeros(n, jnp.int32), n
-    if 2**d <= min(2 * bound, n // 2):
+    if 2 * 2**d <= min(3 * bound, n):
         return jnp.sum(mask * (2 ** np.arange(d, dtype=np.int32)), axis=-1, dtype=jnp.int32), 2**d
     bits = jnp.pad(mask, ((0, 0), (0, -d % 31))).reshape(n, -1, 31)
     words = jnp.sum(bits * (2 ** np.arange(31, dtype=np.int32)), axis=-1, dtype=jnp.int32)
@@ -102,42 +101,61 @@ def row_log_prob(
 ) -> Float[Array, "N K"]:
     """log p of the observed cells; the Gaussian is that of y, the density that of exp(log_scale) · y."""
     n, p = rows.table.shape
-    highest = jax.lax.Precision.HIGHEST
+    masks = _masks(rows) if rows.grouped else None
 
-    def by_pattern(mean: Array, covariance: Array) -> Array:
-        natural = _blockwise(lambda masks: _natural(masks, mean, covariance, log_scale), _masks(rows))
-        return jnp.einsum("np,np->n", rows.table, natural[rows.pattern], precision=highest)
+    def one(mean: Array, covariance: Array) -> Array:
+        def natural(masks: Array) -> Array:
+            return _natural(masks, mean, covariance, log_scale)
 
-    def by_row(mean: Array, covariance: Array) -> Array:
-        def block(part: tuple[Array, Array]) -> Array:
-            natural = _natural(part[0], mean, covariance, log_scale)
-            return jnp.einsum("np,np->n", part[1], natural, precision=highest)
+        def density(table: Array, natural: Array) -> Array:
+            return jnp.einsum("np,np->n", table, natural, precision=_HIGHEST)
 
-        return _blockwise(block, (rows.mask, rows.table))
+        if masks is None:
+            return _blockwise(lambda b: density(b[0], natural(b[1])), (rows.table, rows.mask), mean.shape[0] ** 2)
+        known = _blockwise(natural, masks, mean.shape[0] ** 2)
+        return _blockwise(lambda b: density(b[0], known[b[1]]), (rows.table, rows.pattern), p)
 
-    return _over_components(by_pattern if rows.grouped else by_row, (mean, covariance), n * p).T
+    return _over_components(one, (mean, covariance), n * p).T
 
 
 def row_moments(
     rows: MissingRows, marginals: Float[Array, "N K"], mean: Float[Array, "K D"], covariance: Float[Array, "K D D"]
 ) -> tuple[Float[Array, "K 1"], Float[Array, "K D"], Float[Array, "K D D"]]:
     """Σ_n r_nk, Σ_n r_nk E[y_n | observed] and Σ_n r_nk E[y_n y_nᵀ | observed]."""
-    n, p = rows.table.shape
+    (n, d), g = rows.mask.shape, rows.num_patterns
+    masks = _masks(rows) if rows.grouped else None
+    y = rows.table[:, 1 : 1 + d]
 
     def one(mean: Array, covariance: Array, share: Array) -> tuple[Array, Array]:
-        if rows.grouped:
-            masks, sums = _masks(rows), _pattern_sums(rows, share)
-        else:
-            masks, sums = rows.mask, share[:, None] * rows.table
+        """Sums of (1, ŷ)(1, ŷ)ᵀ, where ŷ is y with its gaps filled, and of the covariance of the gaps."""
 
-        def term(part: tuple[Array, Array], fresh: Array | None) -> tuple[Array, Array]:
-            masks, sums = part
-            return _completed(masks, sums if fresh is None else sums * fresh[:, None], mean, covariance)
+        def term(block: tuple[Array, Array, Array], fresh: Array | None) -> tuple[Array, Array]:
+            y, which, share = block
+            share = share if fresh is None else share * fresh
+            if known is None:
+                fill, offset, left = _conditional(which, mean, covariance)
+                gaps = jnp.einsum("n,nij->ij", share, left, precision=_HIGHEST)
+            else:
+                (fill, offset), gaps = jax.tree.map(lambda a: a[which], known[:2]), jnp.zeros_like(covariance)
+            filled = jnp.einsum("nij,nj->ni", fill, y, precision=_HIGHEST) + offset
+            filled = jnp.concatenate([jnp.ones_like(filled[:, :1]), filled], axis=-1)
+            return dot((share[:, None] * filled).T, filled), gaps
 
-        return sum_over_blocks(term, (masks, sums), None, _block_size(masks), sums.dtype)
+        known = None
+        if masks is not None:
+            known = _blockwise(lambda m: _conditional(m, mean, covariance), masks, d * d)
+        data = (y, rows.mask if known is None else rows.pattern, share)
+        moments, gaps = sum_over_blocks(term, data, None, _block_size(n, d * d), y.dtype)
+        if known is not None:
+            # A long sum in float32 is cut into shorter ones.
+            spread = max(1, min(64, n // (4 * g)))
+            place = rows.pattern * spread + jnp.arange(n, dtype=jnp.int32) % spread
+            counts = jnp.sum(jax.ops.segment_sum(share, place, g * spread).reshape(g, spread), axis=1)
+            gaps = jnp.einsum("g,gij->ij", counts, known[2], precision=_HIGHEST)
+        return moments, gaps
 
-    count = weighted_sums(marginals, rows.table[:, :1])
-    return count, *_over_components(one, (mean, covariance, marginals.T), n * p)
+    moments, gaps = _over_components(one, (mean, covariance, marginals.T), n * d * d)
+    return moments[:, 0, :1], moments[:, 0, 1:], moments[:, 1:, 1:] + gaps
 
 
 def row_start_moments(
@@ -155,15 +173,6 @@ def _masks(rows: MissingRows) -> Bool[Array, "G D"]:
     """What the patterns are. Read off the rows, so that any part of a data set knows its own; the others are empty."""
     nothing = jnp.zeros((rows.num_patterns, rows.mask.shape[1]), bool)
     return nothing.at[rows.pattern].set(rows.mask)
-
-
-def _pattern_sums(rows: MissingRows, share: Float[Array, " N"]) -> Float[Array, "G P"]:
-    """Σ r_n T(y_n) over the rows of each pattern."""
-    n, g = rows.table.shape[0], rows.num_patterns
-    spread = max(1, min(_SPREAD, n // (4 * g)))
-    place = rows.pattern * spread + jnp.arange(n, dtype=jnp.int32) % spread
-    sums = jax.ops.segment_sum(share[:, None] * rows.table, place, g * spread)
-    return jnp.sum(sums.reshape(g, spread, -1), axis=1)
 
 
 def _observed_precision(
@@ -206,20 +215,6 @@ def _conditional(
     return fill, offset, dot(root, jnp.swapaxes(root, -1, -2))
 
 
-def _completed(
-    masks: Bool[Array, "G D"], sums: Float[Array, "G P"], mean: Float[Array, " D"], covariance: Float[Array, "D D"]
-) -> tuple[Float[Array, " D"], Float[Array, "D D"]]:
-    """Expected first and second moments, from the sums of each pattern's statistics."""
-    d = masks.shape[1]
-    count, first, second = sums[:, :1], sums[:, 1 : 1 + d], _unpack(sums[:, 1 + d :], d)
-    fill, offset, covariance = _conditional(masks, mean, covariance)
-    filled = dot(fill, first[:, :, None])[:, :, 0]
-    cross = filled[:, :, None] * offset[:, None, :]
-    second = dot(dot(fill, second), jnp.swapaxes(fill, -1, -2)) + cross + jnp.swapaxes(cross, -1, -2)
-    second += count[:, :, None] * (offset[:, :, None] * offset[:, None, :] + covariance)
-    return jnp.sum(filled + count * offset, axis=0), jnp.sum(second, axis=0)
-
-
 def row_conditional_moments(
     y: Float[Array, "N D"],
     mask: Bool[Array, "N D"],
@@ -234,7 +229,7 @@ def row_conditional_moments(
             fill, offset, covariance_left = _conditional(part[1], mean, covariance)
             return dot(fill, part[0][:, :, None])[:, :, 0] + offset, covariance_left
 
-        return _blockwise(block, (y, mask))
+        return _blockwise(block, (y, mask), y.shape[1] ** 2)
 
     first, left = _over_components(one, (mean, covariance), y.size * y.shape[1])
     return jnp.moveaxis(first, 0, 1), jnp.moveaxis(left, 0, 1)
@@ -284,9 +279,10 @@ def _over_components(f: Callable[..., Any], args: tuple[Array, ...], size: int) 
     return jax.lax.map(lambda each: f(*each), args)
 
 
-def _block_size(masks: Bool[Array, "G D"]) -> int:
-    return block_size_near(masks.shape[0], max(1, _BLOCK // masks.shape[1] ** 2))
+def _block_size(n: int, width: int) -> int:
+    """How many of n rows to work on at once, with ``width`` numbers for each."""
+    return block_size_near(n, max(1, _BLOCK // width))
 
 
-def _blockwise(f: Callable[[Any], Any], data: Any) -> Any:
-    return map_over_blocks(f, data, _block_size(jax.tree.leaves(data)[0]))
+def _blockwise(f: Callable[[Any], Any], data: Any, width: int) -> Any:
+    return map_over_blocks(f, data, _block_size(num_examples(data), width))
