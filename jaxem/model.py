@@ -111,6 +111,15 @@ class Prepared:
     rest: Data = Data()
 
 
+def leaf_name(path: Any) -> str:
+    """The name of a parameter leaf: its field, after the dict entries it lies in (``"age.mean"``)."""
+    entries = [str(part.key) for part in path if isinstance(part, jax.tree_util.DictKey)]
+    last = path[-1]
+    return ".".join(
+        entries if isinstance(last, jax.tree_util.DictKey) else [*entries, str(getattr(last, "name", last))]
+    )
+
+
 def as_data(data: Any) -> Any:
     """Arrays become ``Data(x)``; `Data` and `Prepared` pass through."""
     return data if isinstance(data, (Data, Prepared)) else Data(x=data)

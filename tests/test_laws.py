@@ -43,6 +43,7 @@ CODES = np.concatenate([_DISCRETE.integers(0, [2, 2, 1], (20, 3)), _DISCRETE.int
     float
 )
 WORDS = np.concatenate([_DISCRETE.multinomial(9, [0.2, 0.7, 0.1], 20), _DISCRETE.multinomial(20, [0.3, 0.3, 0.4], 25)])
+SPREAD = _DISCRETE.poisson(_DISCRETE.gamma(2, np.repeat([[3.0, 0.5], [1.0, 4.5]], [20, 25], axis=0))).astype(float)
 SEEN = _DISCRETE.random((45, 3)) < 0.8
 
 FAMILIES = {
@@ -79,6 +80,12 @@ FAMILIES = {
     "geometric": (jaxem.Geometric(), COUNTS),
     "multinomial": (jaxem.Multinomial(), WORDS),
     "multinomial regression": (jaxem.MultinomialRegression(3), CHOICES),
+    "negative binomial": (jaxem.NegativeBinomial(), SPREAD),
+    "zero-inflated poisson": (jaxem.ZeroInflated(jaxem.Poisson()), SPREAD),
+    "zero-inflated negative binomial, cells missing": (
+        jaxem.ZeroInflated(jaxem.NegativeBinomial()),
+        jaxem.Data(SPREAD, SEEN[:, :2]),
+    ),
 }
 
 

@@ -4,7 +4,7 @@ from jaxem.families.base import ExponentialFamily
 from jaxem.families.bernoulli import Bernoulli, BernoulliParams
 from jaxem.families.binomial import Binomial, BinomialParams
 from jaxem.families.categorical import Categorical, CategoryParams
-from jaxem.families.columns import IndependentColumns
+from jaxem.families.columns import Columns, IndependentColumns
 from jaxem.families.covariance import Covariance, Diagonal, Full, Spherical, Tied
 from jaxem.families.eigen_covariance import EigenDecomposed
 from jaxem.families.exponential import Exponential, ExponentialParams
@@ -16,8 +16,10 @@ from jaxem.families.inverse_gaussian import InverseGaussian, InverseGaussianPara
 from jaxem.families.lognormal import LogNormal, LogNormalParams
 from jaxem.families.multinomial import Multinomial, MultinomialParams
 from jaxem.families.multinomial_regression import MultinomialRegression
+from jaxem.families.negative_binomial import NegativeBinomial, NegativeBinomialParams
 from jaxem.families.poisson import Poisson, PoissonParams
 from jaxem.families.regression import LinearRegression, LinearRegressionParams
+from jaxem.families.zero_inflated import ZeroInflated, ZeroInflatedParams
 
 __all__ = [
     "Bernoulli",
@@ -26,6 +28,7 @@ __all__ = [
     "BinomialParams",
     "Categorical",
     "CategoryParams",
+    "Columns",
     "Covariance",
     "Diagonal",
     "EigenDecomposed",
@@ -50,10 +53,14 @@ __all__ = [
     "Multinomial",
     "MultinomialParams",
     "MultinomialRegression",
+    "NegativeBinomial",
+    "NegativeBinomialParams",
     "Poisson",
     "PoissonParams",
     "PoissonRegression",
     "RegressionParams",
     "Spherical",
     "Tied",
+    "ZeroInflated",
+    "ZeroInflatedParams",
 ]

@@ -60,11 +60,24 @@ def pack(count: Array, terms: tuple[Array, ...], base: Float[Array, "N 1"], num_
     return ColumnStatistics(jnp.concatenate([count, *flat, base], axis=-1), num_columns)
 
 
-class IndependentColumns(Family):
-    """A family with independent columns. Owns both products, the mask, frozen leaves and members without examples."""
+def conditional_moments(
+    mean: Float[Array, "K D"], variance: Float[Array, "K D"], data: Data
+) -> tuple[Float[Array, "N K D"], Float[Array, "N K D D"]]:
+    """Cells that are missing have the moments of their column: what is observed says nothing of them but z."""
+    x = observations(data)
+    known = jnp.ones(x.shape, bool) if data.mask is None else data.mask
+    variance = jnp.where(known[:, None], 0, variance)
+    return jnp.where(known[:, None], x[:, None], mean), variance[..., None] * jnp.eye(x.shape[1], dtype=variance.dtype)
+
+
+class Columns(Family):
+    """A family with independent columns, the part that no density matters to.
+
+    Owns the statistics of rows with their mask, frozen leaves, members without examples, q, and the moments of cells.
+    """
 
     reads = frozenset({"x", "mask"})
-    #: J, the number of statistics of a cell.
+    #: J, the number of statistics of a cell that the M-step sees.
     num_terms: int = 1
     #: C where each of them is C numbers, [N, D, C].
     term_size: int | None = None
@@ -133,12 +146,6 @@ class IndependentColumns(Family):
         constant = constant if masked else jnp.sum(constant, axis=-1, keepdims=True)
         return pack(constant, coefficients, jnp.ones_like(constant[:, :1]), d).table
 
-    def log_prob(self, params: Any, statistics: ColumnStatistics) -> Float[Array, "N K"]:
-        return impossible_to_infinity(linear(statistics.table, self.natural(params, statistics)))
-
-    def accumulate(self, params: Any, statistics: ColumnStatistics, marginals: Float[Array, "N K"]) -> ColumnStatistics:
-        return ColumnStatistics(weighted_sums(marginals, statistics.table), statistics.num_columns)
-
     def q(self, params: Any, stats: ColumnStatistics) -> Float[Array, ""]:
         products = jnp.where(stats.table == 0, 0.0, self.natural(params, stats) * stats.table)
         return impossible_to_infinity(jnp.sum(products))
@@ -160,12 +167,7 @@ class IndependentColumns(Family):
         return overall
 
     def conditional_moments(self, params: Any, data: Data) -> tuple[Array, Array]:
-        """Cells that are missing have the moments of their column: what is observed says nothing of them but z."""
-        x = observations(data)
-        known = jnp.ones(x.shape, bool) if data.mask is None else data.mask
-        mean = jnp.where(known[:, None], x[:, None], self.mean(params, data))
-        variance = jnp.where(known[:, None], 0, self.variance(params))
-        return mean, variance[..., None] * jnp.eye(x.shape[1], dtype=variance.dtype)
+        return conditional_moments(self.mean(params, data), self.variance(params), data)
 
     def take_components(self, params: Any, components: Any) -> Any:
         return jax.tree.map(lambda leaf: leaf[components], params)
@@ -173,3 +175,13 @@ class IndependentColumns(Family):
     def degenerate(self, params: Any) -> Bool[Array, " K"]:
         """None: a value at the boundary is proper. A family whose density can grow without bound says otherwise."""
         return jnp.zeros(jax.tree.leaves(params)[0].shape[0], bool)
+
+
+class IndependentColumns(Columns):
+    """A family with independent columns, each an exponential family. Owns both products."""
+
+    def log_prob(self, params: Any, statistics: ColumnStatistics) -> Float[Array, "N K"]:
+        return impossible_to_infinity(linear(statistics.table, self.natural(params, statistics)))
+
+    def accumulate(self, params: Any, statistics: ColumnStatistics, marginals: Float[Array, "N K"]) -> ColumnStatistics:
+        return ColumnStatistics(weighted_sums(marginals, statistics.table), statistics.num_columns)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem.families.base import hold
-from jaxem.model import Model, pytree, static
+from jaxem.model import Model, leaf_name, pytree, static
 from jaxem.wrappers.base import Wrapper
 
 
@@ -30,10 +30,10 @@ class _Frozen(Wrapper):
         masks = dict(self.leaves)
 
         def put(path: Any, leaf: jax.Array) -> jax.Array:
-            value = (self.values or {}).get(_name(path))
+            value = (self.values or {}).get(leaf_name(path))
             if value is None:
                 return leaf
-            return hold(masks[_name(path)], leaf, jnp.broadcast_to(jnp.asarray(value, leaf.dtype), leaf.shape))
+            return hold(masks[leaf_name(path)], leaf, jnp.broadcast_to(jnp.asarray(value, leaf.dtype), leaf.shape))
 
         return jax.tree_util.tree_map_with_path(put, params)
 
@@ -43,7 +43,7 @@ class _Frozen(Wrapper):
     def num_free_parameters(self, params) -> int:
         free = self.model.num_free_parameters(params)
         free_shapes = jax.eval_shape(self.model.to_free, params)
-        shapes = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(free_shapes)}
+        shapes = {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(free_shapes)}
         for name, value in self.leaves:
             size, held = shapes[name].size, np.asarray(value)
             if held.ndim == 0:
@@ -53,10 +53,6 @@ class _Frozen(Wrapper):
             else:  # K − 1 coordinates of K weights that sum to 1: one is determined as long as any is free
                 free -= min(int(held.sum()), size)
         return free
-
-
-def _name(path: Any) -> str:
-    return str(getattr(path[-1], "name", path[-1]))
 
 
 def Frozen(model: Model, leaves: Iterable[str] | Mapping[str, Any], values: Mapping[str, Any] | None = None) -> Model:

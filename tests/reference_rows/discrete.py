@@ -1,4 +1,4 @@
-"""Latent classes of categorical items, and mixtures of binomial counts."""
+"""Latent classes of categorical items, mixtures of binomial counts, and zero-inflated ones."""
 
 import numpy as np
 from data.cases import fit_of, table
@@ -62,8 +62,27 @@ def boys(k):
     return Row("binomial-mixture-saxony", f"K{k}", model, BOYS, NUMBER[:, 0], start, compare=compare, options=SLOW)
 
 
+def articles():
+    published = fit_of("zip-biochemists", "zip-intercepts")
+    log_rate, log_odds = published["params"].values()
+
+    def compare(result):
+        likelihood = result.params.likelihood
+        return {
+            "log rate": (np.log(likelihood.family.rate[0, 0]), log_rate, 1e-3),
+            "log odds": (np.log(likelihood.inflation[0, 0] / (1 - likelihood.inflation[0, 0])), log_odds, 1e-3),
+            "parameters": (result.num_free_parameters, published["n_params"], 0),
+            "bic": (result.bic, published["bic"], 1e-2),
+        }
+
+    model = jaxem.Mixture(jaxem.ZeroInflated(jaxem.Poisson()), 1)
+    x = table("biochemists.csv", "art")
+    return Row("zip-biochemists", "zip-intercepts", model, x, num_starts=1, compare=compare, options=SLOW)
+
+
 ROWS = [
     *(classes("lca-values", k, VALUES) for k in (1, 2, 3)),
     classes("lca-cheating", 2, CHEATING),
     *(boys(k) for k in (1, 2, 3)),
+    articles(),
 ]
