@@ -89,6 +89,8 @@ def map_over_blocks(f: Callable[[Any], Any], data: Any, block_size: int) -> Any:
     """``f(data)`` for a function that keeps the leading axis, computed block by block."""
     n = num_examples(data)
     size = min(block_size, n)
+    if size == n:
+        return f(data)
     whole = n - n % size
     blocks = jax.tree.map(lambda a: a[:whole].reshape(whole // size, size, *a.shape[1:]), data)
     result = jax.tree.map(lambda a: a.reshape(whole, *a.shape[2:]), jax.lax.map(f, blocks))

@@ -75,6 +75,21 @@ def seen(data: Data) -> Bool[Array, "*N D"] | None:
     return rows[..., None] if cells is None else rows[..., None] & cells
 
 
+def whole(data: Data, filler: float) -> Data:
+    """`normal` for rows that are whole sequences, [B, T, D]: always with lengths, ``filler`` beyond and under the mask."""
+    if data.x is None or data.x.ndim != 3:
+        given = "no x" if data.x is None else f"shape {data.x.shape}"
+        raise ValueError(f"whole sequences need x padded, [B, T, D], with lengths (jaxem.sequences.pad); got {given}")
+    labels = data.labels
+    if labels is not None and labels.shape != data.x.shape[:1]:
+        raise ValueError(f"labels of whole sequences need shape {data.x.shape[:1]}; got {labels.shape}")
+    data = normal(dataclasses.replace(data, labels=None), True, filler)
+    lengths = data.lengths
+    if lengths is None:
+        lengths = jnp.full(data.x.shape[0], data.x.shape[1], jnp.int32)
+    return dataclasses.replace(data, lengths=lengths, labels=labels)
+
+
 def observed(data: Data) -> Bool[Array, "*N"] | None:
     """Which observations are there at all: not masked whole, not beyond a length; None where all are."""
     within = _within(data)

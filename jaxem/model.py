@@ -190,6 +190,12 @@ class Model:
     freezable: frozenset[str] = frozenset()
     freezable_by_component: frozenset[str] = frozenset()
 
+    #: The fields of `Data` it reads, and whether an example is a whole sequence: what a mixture of models asks.
+    reads: frozenset[str] = frozenset({"x"})
+    sequential: bool = False
+    #: Parameter leaves that members of a mixture of this model can share (see `shared_m_step`).
+    shareable: frozenset[str] = frozenset()
+
     #: False where a leaf of the E-step is not a sum over examples; wrappers that add E-steps refuse such a model.
     additive: bool = True
 
@@ -216,6 +222,12 @@ class Model:
         ``frozen`` is only ever passed to a model that lists names in `freezable`.
         """
         raise unsupported(self, "m_step", "EM")
+
+    def shared_m_step(
+        self, params: PyTree, stats: PyTree, shared: tuple[str, ...], frozen: FrozenLeaves | None = None
+    ) -> PyTree:
+        """`m_step` of K members at once, along a leading axis, with the leaves named in ``shared`` equal in all of them."""
+        raise unsupported(self, "shared_m_step", "a mixture of models that share parameters")
 
     def calibrate(self, data: PyTree, weights: Float[Array, " N"] | None = None) -> Model:
         """The model with its numerical constants (centre, scale) taken from the data; they are leaves of it.
@@ -329,8 +341,11 @@ class Model:
 
     def num_free_parameters(self, params: PyTree) -> int:
         """The number of coordinates of `to_free`: what AIC and BIC count."""
-        free = jax.eval_shape(self.to_free, params)
-        return sum(leaf.size for leaf in jax.tree.leaves(free))
+        return _count_leaves(jax.eval_shape(self.to_free, params))
+
+
+def _count_leaves(tree: PyTree) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 @pytree
@@ -446,6 +461,14 @@ class Family:
     generalized: bool = False
     freezable: frozenset[str] = frozenset()
     freezable_by_component: frozenset[str] = frozenset()
+    #: True when a row is a whole sequence: x is [B, T, D], and what `Data` says of its steps comes with it.
+    sequential: bool = False
+    #: True when a start is made from the rows (see `start`), because statistics need parameters.
+    starts_from_rows: bool = False
+
+    def start(self, key: Array, data: Data, marginals: Float[Array, "N K"]) -> PyTree:
+        """Starting parameters from weighted responsibilities, of a family that `starts_from_rows`."""
+        raise unsupported(self, "start", "a random start")
 
     def calibrate(self, data: Data, weights: Array | None) -> Family:
         """The family with its centre and scale taken from the data (see `Model.calibrate`)."""
@@ -523,6 +546,10 @@ class Family:
 
     def from_free(self, free: PyTree) -> PyTree:
         raise unsupported(self, "from_free", "gradients and standard errors")
+
+    def num_free_parameters(self, params: PyTree) -> int:
+        """The number of coordinates of `to_free`."""
+        return _count_leaves(jax.eval_shape(self.to_free, params))
 
 
 @pytree

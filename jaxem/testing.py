@@ -398,7 +398,10 @@ def check_family(family: Family, data: Any, *, key: jax.Array, num_components: i
         statistics = family.statistics(raw)
         n, k = num_examples(raw), num_components
         marginals = jax.random.dirichlet(key, jnp.ones(k), (n,))
-        params = family.maximize(None, family.accumulate(None, statistics, marginals), {})
+        if family.starts_from_rows:
+            params = family.start(key, raw, marginals)
+        else:
+            params = family.maximize(None, family.accumulate(None, statistics, marginals), {})
         free = family.to_free(params)
         _close("family coordinates", family.from_free(free), params, 1e3 * rtol, "parameters → free → parameters")
 

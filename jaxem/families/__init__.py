@@ -17,6 +17,7 @@ from jaxem.families.lognormal import LogNormal, LogNormalParams
 from jaxem.families.multinomial import Multinomial, MultinomialParams
 from jaxem.families.multinomial_regression import MultinomialRegression
 from jaxem.families.negative_binomial import NegativeBinomial, NegativeBinomialParams
+from jaxem.families.of_model import OfModel
 from jaxem.families.poisson import Poisson, PoissonParams
 from jaxem.families.regression import LinearRegression, LinearRegressionParams
 from jaxem.families.zero_inflated import ZeroInflated, ZeroInflatedParams
@@ -55,6 +56,7 @@ __all__ = [
     "MultinomialRegression",
     "NegativeBinomial",
     "NegativeBinomialParams",
+    "OfModel",
     "Poisson",
     "PoissonParams",
     "PoissonRegression",

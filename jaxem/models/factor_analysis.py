@@ -108,7 +108,9 @@ class LinearGaussian(Model):
     center: Float[Array, " D"] | None = None
     scale: Float[Array, " D"] | None = None
 
+    reads = frozenset({"x", "mask"})
     freezable = frozenset({"mean", "noise"})
+    shareable = frozenset({"noise"})
 
     def __post_init__(self):
         size = self.num_factors
@@ -338,6 +340,25 @@ class LinearGaussian(Model):
         )
         held = {name: getattr(params, name) for name in ("mean", "noise") if frozen.get(name)}
         return dataclasses.replace(kept, **held)
+
+    def shared_m_step(
+        self, params: FactorParams, stats: FactorStats, shared: tuple[str, ...], frozen: FrozenLeaves | None = None
+    ) -> FactorParams:
+        """The regressions do not feel the noise, so that of all is the average of what each member leaves over."""
+        frozen = frozen or {}
+        loose = dataclasses.replace(self, floor=jnp.zeros(()))
+        new = jax.vmap(lambda p, s: loose.m_step(p, s, frozen))(params, stats)
+        if frozen.get("noise"):
+            return new
+        count = jax.vmap(lambda s: jnp.broadcast_to(s.each_gram[:, -1, -1], s.square.shape))(stats)
+        _, _, noise = jax.vmap(self._standardized)(new)
+        total = jnp.sum(count, axis=0)
+        pooled = jnp.maximum(self.pooled_noise(jnp.sum(noise * count, axis=0), total), self._floor(noise.dtype))
+        mean, loadings, _ = self._standardized(jax.tree.map(lambda a: a[0], new))
+        pooled = self._in_units(mean, loadings, pooled).noise
+        measured = total > 0 if pooled.ndim else jnp.any(total > 0)
+        one = jnp.where(measured, pooled, params.noise[0])
+        return dataclasses.replace(new, noise=jnp.broadcast_to(one, params.noise.shape))
 
     def q(self, params: FactorParams, stats: FactorStats) -> Float[Array, ""]:
         mean, loadings, noise = self._standardized(params)

@@ -7,25 +7,29 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
+from jaxem.families.of_model import family_of
 from jaxem.latents.markov_chain import MarkovChain
 from jaxem.linalg import dot
-from jaxem.model import Data, Family, UnsupportedError, pytree
+from jaxem.model import Data, Family, Model, UnsupportedError, pytree
 from jaxem.models.latent_model import LatentModel, LatentParams
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 
-def HMM(family: Family, num_components: int, *, allowed: Any = None, allowed_initial: Any = None) -> LatentModel:
+def HMM(
+    family: Family | Model, num_components: int, *, allowed: Any = None, allowed_initial: Any = None
+) -> LatentModel:
     """A hidden Markov model, ``p(x, z) = p(z_1) Π p(z_{t+1} | z_t) Π p(x_t | z_t)``, with ``num_components`` states.
 
     Data are padded sequences, [B, T, D] with ``Data.lengths``, or flat ones, [N, D] with ``Data.starts`` (see
     `jaxem.sequences`); an array [T, D] is one sequence. Parameters are ``params.latent.initial``,
     ``params.latent.transition`` and ``params.likelihood``. allowed, allowed_initial: zero patterns that stay exactly zero
     (`jaxem.latents.left_to_right`). Weights are one number per sequence (of flat ones: per row, equal within a sequence).
+    A model in place of the family emits its examples: ``HMM(Mixture(Gaussian(), 2), 3)``.
     Raises ValueError as `MarkovChain` does (Baum et al. 1970; Rabiner 1989).
     """
-    return LatentModel(MarkovChain(num_components, allowed, allowed_initial), family)
+    return LatentModel(MarkovChain(num_components, allowed, allowed_initial), family_of(family))
 
 
 @pytree

@@ -63,6 +63,10 @@ class LatentModel(Model):
             if not isinstance(part, kind):
                 hint = " (call it: Gaussian(), not Gaussian)" if isinstance(part, type) else ""
                 raise ValueError(f"expected a {kind.__name__}; got {part!r}{hint}")
+        if self.latent.sequential and self.likelihood.sequential:
+            raise ValueError(
+                f"a step of {type(self.latent).__name__} is one observation, and cannot be a whole sequence"
+            )
 
     @property
     def num_components(self) -> int:
@@ -75,6 +79,14 @@ class LatentModel(Model):
     @property
     def generalized(self) -> bool:  # type: ignore[override]
         return self.latent.generalized or self.likelihood.generalized
+
+    @property
+    def reads(self) -> frozenset[str]:  # type: ignore[override]
+        return self.latent.reads | self.likelihood.reads | {"x", "labels"}
+
+    @property
+    def sequential(self) -> bool:  # type: ignore[override]
+        return self.latent.sequential or self.likelihood.sequential
 
     @property
     def freezable(self) -> frozenset[str]:  # type: ignore[override]
@@ -102,7 +114,7 @@ class LatentModel(Model):
         data = as_data(data)
         latent, family = type(self.latent).__name__, type(self.likelihood).__name__
         data = jax.tree.map(jnp.asarray, data)
-        reads = self.latent.reads | self.likelihood.reads | {"labels", "x"}
+        reads = self.reads
         if data.mask is not None and data.x is not None and data.mask.ndim < data.x.ndim:
             reads |= {"mask"}  # observations that are missing whole are nobody's business but this model's
         ignored = data.given() - reads
@@ -111,18 +123,30 @@ class LatentModel(Model):
         missing = ({"inputs"} & (self.latent.reads | self.likelihood.reads)) - data.given()
         if missing:
             raise ValueError(f"{latent} and {family} need inputs: pass jaxem.Data(x=..., inputs=...)")
+        if self.likelihood.sequential:
+            return layout.whole(data, self.likelihood.filler)
         return layout.normal(data, self.latent.sequential, self.likelihood.filler)
 
     def _rows(self, data: Data) -> Data:
-        """What the family sees: one row for every observation."""
+        """What the family sees: one row for every observation, or for every sequence."""
+        if self.likelihood.sequential:
+            inputs = data.inputs if "inputs" in self.likelihood.reads else None
+            return Data(x=data.x, mask=data.mask, inputs=inputs, lengths=data.lengths)
         return layout.rows(data, self.likelihood.reads)
+
+    def _lead(self, data: Data) -> tuple[int, ...]:
+        """The axes of the rows: those of the latent."""
+        return data.x.shape[:1] if self.likelihood.sequential else layout.lead(data)
+
+    def _row_weights(self, data: Data, weights: Array | None) -> Array | None:
+        return weights if self.likelihood.sequential else layout.row_weights(data, weights)
 
     def calibrate(self, data: Any, weights: Array | None = None) -> LatentModel:
         data = self._read(data)
         latent = self.latent.calibrate(data, weights)
         if self.likelihood.calibrated:
             return LatentModel(latent, self.likelihood)
-        each = layout.row_weights(data, weights)
+        each = self._row_weights(data, weights)
         return LatentModel(latent, self.likelihood.calibrate(self._rows(data), each))
 
     def prepare(self, data: Any) -> Prepared:
@@ -131,13 +155,13 @@ class LatentModel(Model):
         data = self._read(data)
         statistics = self.likelihood.statistics(self._rows(data))
         rest = Data(
-            mask=layout.observed(data),
+            mask=None if self.likelihood.sequential else layout.observed(data),
             inputs=data.inputs if "inputs" in self.latent.reads else None,
             lengths=data.lengths,
             starts=data.starts,
             labels=data.labels,
         )
-        return Prepared(layout.by_examples(statistics, layout.lead(data)), rest)
+        return Prepared(layout.by_examples(statistics, self._lead(data)), rest)
 
     def num_observations(self, data: Any, weights: Float[Array, " N"] | None = None) -> Float[Array, ""]:
         if isinstance(data, Prepared):
@@ -148,7 +172,7 @@ class LatentModel(Model):
             )
         else:
             read = self._read(data)
-            axes, dtype, lengths = layout.lead(read), read.x.dtype, read.lengths
+            axes, dtype, lengths = self._lead(read), read.x.dtype, read.lengths
         if lengths is not None:
             steps = lengths.astype(dtype)
             return jnp.sum(steps if weights is None else weights * steps)
@@ -234,14 +258,14 @@ class LatentModel(Model):
         """
         data = self._read(data)
         n = num_examples(data)
-        most = max(1, _START_ROWS // math.prod(layout.lead(data)[1:]))
+        most = max(1, _START_ROWS // math.prod(data.x.shape[1:-1]))
         if n > most and not (self.latent.sequential and data.starts is not None):
             key, rows_key = jax.random.split(key)
             rows = jax.random.randint(rows_key, (most,), 0, n)
             data = jax.tree.map(lambda a: a[rows], data)
             weights = None if weights is None else weights[rows]
         features = self.likelihood.features(self._rows(data))
-        each = layout.row_weights(data, weights)
+        each = self._row_weights(data, weights)
         each = jnp.ones(features.shape[0], features.dtype) if each is None else each
         strategy = KMeansPlusPlus() if strategy is None else strategy
         used = jnp.ones(self.num_components, bool) if used is None else used
@@ -249,19 +273,48 @@ class LatentModel(Model):
         responsibilities = strategy.responsibilities(key, features, scaled, used)
         if data.labels is not None:
             responsibilities = _labelled(responsibilities, data.labels.reshape(-1))
-        lead = layout.lead(data)
-        return self.from_responsibilities(responsibilities.reshape(*lead, -1), data, weights)
+        lead = self._lead(data)
+        return self.from_responsibilities(
+            responsibilities.reshape(*lead, -1), data, weights, jax.random.fold_in(key, 1)
+        )
 
     def from_responsibilities(
-        self, responsibilities: Float[Array, "N K"], data: Any, weights: Array | None = None
+        self,
+        responsibilities: Float[Array, "N K"],
+        data: Any,
+        weights: Array | None = None,
+        key: Array | None = None,
     ) -> LatentParams:
         """The M-step at given responsibilities, with one imagined example of the whole data in every component.
 
-        The imagined example keeps a component of one row, or none, from starting at a point of infinite density.
+        The imagined example keeps a component of one row, or none, from starting at a point of infinite density. key: for
+        members that are models, which start at random.
         """
+        if self.likelihood.starts_from_rows:
+            return self._start_from_rows(responsibilities, data, weights, key)
         stats = self.complete_statistics(responsibilities, data, weights)
         likelihood = jax.tree.map(jnp.add, stats.likelihood, self._overall(data, weights))
         return self.m_step(None, LatentStats(stats.latent, likelihood))
+
+    def _start_from_rows(self, responsibilities: Array, data: Any, weights: Array | None, key: Any) -> LatentParams:
+        if key is None:
+            raise ValueError(f"members of {type(self.likelihood).__name__} start at random: pass a key")
+        data = self._read(data)
+        rows = self._rows(data)
+        each = self._row_weights(data, weights)
+        marginals = responsibilities.reshape(-1, self.num_components)
+        each = jnp.ones(marginals.shape[0], marginals.dtype) if each is None else each
+        total = jnp.sum(each)
+        imagined = each / jnp.where(total > 0, total, 1)
+        likelihood = self.likelihood.start(key, rows, marginals * each[:, None] + imagined[:, None])
+        counts = self._latent_statistics(responsibilities, self.prepare(data), weights)
+        return LatentParams(self.latent.maximize(None, counts, {}), likelihood)
+
+    def _latent_statistics(self, responsibilities: Array, data: Prepared, weights: Array | None) -> Any:
+        marginals = responsibilities
+        if weights is not None:
+            marginals = responsibilities * _per_row(weights, responsibilities.ndim)
+        return self.latent.accumulate(marginals, data.rest)
 
     def complete_statistics(self, responsibilities: Array, data: Any, weights: Array | None = None) -> LatentStats:
         """The statistics when q(z) is given instead of inferred: E_q[T(x, z)] summed over examples."""
@@ -328,7 +381,7 @@ class LatentModel(Model):
     def sample(
         self, key: Array, params: LatentParams, num_examples: int, num_steps: int | None = None, inputs: Any = None
     ) -> tuple[Array, Array]:
-        if self.latent.sequential and num_steps is None:
+        if self.sequential and num_steps is None:
             raise ValueError("a draw of sequences needs num_steps, their length")
         if "inputs" in self.latent.reads | self.likelihood.reads and inputs is None:
             raise ValueError("draws of this model need inputs, one row for every observation")
@@ -337,7 +390,8 @@ class LatentModel(Model):
         latent_key, likelihood_key = jax.random.split(key)
         z = self.latent.sample(latent_key, params.latent, shape, given)
         rows = Data(inputs=None if given.inputs is None else given.inputs.reshape(-1, given.inputs.shape[-1]))
-        x = self.likelihood.sample(likelihood_key, params.likelihood, z.reshape(-1), rows)
+        options = {"num_steps": num_steps} if self.likelihood.sequential else {}
+        x = self.likelihood.sample(likelihood_key, params.likelihood, z.reshape(-1), rows, **options)
         return x.reshape(*shape, *x.shape[1:]), z
 
     def impute(self, params: LatentParams, data: Any) -> Imputation:
@@ -346,15 +400,20 @@ class LatentModel(Model):
         read = model._read(data)
         seen = layout.seen(read)
         cells = jnp.ones(read.x.shape, bool) if seen is None else jnp.broadcast_to(seen, read.x.shape)
-        rows = dataclasses.replace(model._rows(read), mask=cells.reshape(-1, read.x.shape[-1]))
-        posterior = self.posterior(params, data).reshape(-1, self.num_components)
+        cells, x = (a.reshape(-1, a.shape[-1]) for a in (cells, read.x))
+        posterior = self.posterior(params, data)
+        if self.likelihood.sequential:
+            rows, posterior = model._rows(read), jnp.repeat(posterior, read.x.shape[1], axis=0)
+        else:
+            rows = dataclasses.replace(model._rows(read), mask=cells)
+        posterior = posterior.reshape(-1, self.num_components)
         mean, covariance = model.likelihood.conditional_moments(params.likelihood, rows)
         # What is observed is known: not mixed, so that it keeps its last bit, and without covariance.
-        overall = jnp.where(rows.mask, rows.x, jnp.einsum("nk,nkd->nd", posterior, mean, precision="highest"))
+        overall = jnp.where(cells, x, jnp.einsum("nk,nkd->nd", posterior, mean, precision="highest"))
         away = mean - overall[:, None, :]
         spread = covariance + away[..., :, None] * away[..., None, :]
         total = jnp.einsum("nk,nkde->nde", posterior, spread, precision="highest")
-        total = jnp.where(rows.mask[:, :, None] | rows.mask[:, None, :], 0, total)
+        total = jnp.where(cells[:, :, None] | cells[:, None, :], 0, total)
         lead = layout.lead(read)
         return Imputation(layout.by_examples(overall, lead), layout.by_examples(total, lead))
 
@@ -372,6 +431,12 @@ class LatentModel(Model):
 
     def from_free(self, free: LatentParams) -> LatentParams:
         return LatentParams(self.latent.from_free(free.latent), self.likelihood.from_free(free.likelihood))
+
+    def num_free_parameters(self, params: LatentParams) -> int:
+        latent = jax.eval_shape(self.latent.to_free, params.latent)
+        return sum(leaf.size for leaf in jax.tree.leaves(latent)) + self.likelihood.num_free_parameters(
+            params.likelihood
+        )
 
 
 def _labelled(responsibilities: Float[Array, "N K"], labels: Int[Array, " N"]) -> Float[Array, "N K"]:

@@ -22,6 +22,14 @@ class Wrapper(Model):
         return self.model.freezable_by_component
 
     @property
+    def reads(self):  # type: ignore[override]
+        return self.model.reads
+
+    @property
+    def sequential(self):  # type: ignore[override]
+        return self.model.sequential
+
+    @property
     def additive(self):  # type: ignore[override]
         return self.model.additive
 
