@@ -157,7 +157,9 @@ def describe(model: Model) -> str:
         return f"{type(model).__name__.lstrip('_')}({describe(inner)})"
     latent, family = getattr(model, "latent", None), getattr(model, "likelihood", None)
     if latent is None or family is None:
-        return type(model).__name__
+        factors = getattr(model, "num_factors", None)
+        count = "" if factors is None else f", {factors} factor{'s' if factors != 1 else ''}"
+        return f"{type(model).__name__}{count}"
     structure = getattr(family, "covariance", None)
     # EqualVolumeDiagonal: "equal volume diagonal covariance"
     words = re.sub(r"(?<!^)(?=[A-Z])", " ", type(structure).__name__).lower()
@@ -165,7 +167,9 @@ def describe(model: Model) -> str:
     name = type(latent).__name__
     kind, unit = _LATENTS.get(name, (name, "component"))
     plural = "s" if model.num_components != 1 else ""
-    return f"{type(family).__name__} {kind}, {model.num_components} {unit}{plural}{covariance}"
+    member = getattr(family, "model", None)  # a mixture of models
+    what = f"{type(family).__name__} {kind}" if member is None else f"{kind} of ({describe(member)})"
+    return f"{what}, {model.num_components} {unit}{plural}{covariance}"
 
 
 @pytree

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import jaxem
+from jaxem.families import OfModel
 from jaxem.model import Model
 from jaxem.testing import LAWS, _Counter, _Traced, check_family, check_model
 from jaxem.wrappers.base import Wrapper
@@ -86,6 +87,8 @@ FAMILIES = {
         jaxem.ZeroInflated(jaxem.NegativeBinomial()),
         jaxem.Data(SPREAD, SEEN[:, :2]),
     ),
+    "factor analyzers": (OfModel(jaxem.FactorAnalysis(1, expanded=False)), WIDE),
+    "factor analyzers, shared noise": (OfModel(jaxem.FactorAnalysis(2, expanded=False), ["noise"]), WIDE),
 }
 
 
@@ -93,8 +96,11 @@ def _mixture(family: str, k: int = 2):
     return jaxem.Mixture(FAMILIES[family][0], k)
 
 
-HOLES = _RNG.random(WIDE.shape) < 0.8
-HOLES[3] = False  # a row of which nothing is observed
+WIDE_MASK = _RNG.random(WIDE.shape) < 0.8
+WIDE_MASK[3] = False  # a row of which nothing is observed
+WIDE_HOLES = jaxem.Data(WIDE, mask=WIDE_MASK)
+_STEPS = np.concatenate([_RNG.normal(size=(8, 6, 2)), np.cumsum(_RNG.normal(size=(8, 6, 2)), axis=1)])
+SEQUENCES = jaxem.Data(_STEPS, lengths=np.arange(16) % 6 + 1)
 
 MODELS = {
     **{f"mixture, {name}": (jaxem.Mixture(family, 2), data) for name, (family, data) in FAMILIES.items()},
@@ -128,15 +134,16 @@ MODELS = {
     ),
     "factor analysis": (jaxem.FactorAnalysis(2, expanded=False), WIDE),
     "factor analysis, expanded": (jaxem.FactorAnalysis(2), WIDE),
-    "factor analysis, holes": (jaxem.FactorAnalysis(2, expanded=False), jaxem.Data(WIDE, mask=HOLES)),
-    "factor analysis, expanded, holes, chunked": (
-        jaxem.Chunked(jaxem.FactorAnalysis(1), 30),
-        jaxem.Data(WIDE, mask=HOLES),
-    ),
+    "factor analysis, holes": (jaxem.FactorAnalysis(2, expanded=False), WIDE_HOLES),
+    "factor analysis, expanded, holes, chunked": (jaxem.Chunked(jaxem.FactorAnalysis(1), 30), WIDE_HOLES),
     "factor analysis, frozen": (jaxem.Frozen(jaxem.FactorAnalysis(2, expanded=False), ["mean", "noise"]), WIDE),
     "ppca": (jaxem.PPCA(2, expanded=False), WIDE),
     "ppca, expanded": (jaxem.PPCA(2), WIDE),
-    "ppca, holes": (jaxem.PPCA(1, expanded=False), jaxem.Data(WIDE, mask=HOLES)),
+    "ppca, holes": (jaxem.PPCA(1, expanded=False), WIDE_HOLES),
+    "mixture, ppca, expanded, shared noise, holes": (jaxem.Mixture(OfModel(jaxem.PPCA(1), ["noise"]), 2), WIDE_HOLES),
+    "mixture of mixtures": (jaxem.Mixture(_mixture("poisson"), 2), COUNTS),
+    "mixture of hidden Markov models": (jaxem.Mixture(jaxem.HMM(jaxem.Gaussian(), 2), 2), SEQUENCES),
+    "hidden Markov model of mixtures": (jaxem.HMM(jaxem.Mixture(jaxem.Gaussian(), 2), 2), SEQUENCES),
 }
 
 # Laws that a row leaves out, each with its reason; every other law applies to every row.
@@ -151,6 +158,8 @@ LEFT_OUT = {
     "ppca": _GAUSSIAN_LATENT,
     "ppca, expanded": _EXPANDED,
     "ppca, holes": _GAUSSIAN_LATENT,
+    "mixture, ppca, expanded, shared noise, holes": {"stationary": _EXPANDED["stationary"]},
+    "hidden Markov model of mixtures": {"bound": "the states of a sequence depend on each other: no q as [N, K]"},
 }
 
 

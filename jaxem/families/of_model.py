@@ -149,7 +149,7 @@ class OfModel(Family):
         self, key: Array, params: Any, z: Array, data: Data, num_steps: int | None = None
     ) -> Float[Array, "N *T D"]:
         def draw(key: Array, member: Array, inputs: Any) -> Array:
-            own = jax.tree.map(lambda a: a[member], params)
+            own = jax.tree.map(lambda a: jnp.asarray(a)[member], params)
             x, _ = self.model.sample(key, own, 1, num_steps, None if inputs is None else inputs[None])
             return x[0]
 
