@@ -46,6 +46,8 @@ CODES = np.concatenate([_DISCRETE.integers(0, [2, 2, 1], (20, 3)), _DISCRETE.int
 WORDS = np.concatenate([_DISCRETE.multinomial(9, [0.2, 0.7, 0.1], 20), _DISCRETE.multinomial(20, [0.3, 0.3, 0.4], 25)])
 SPREAD = _DISCRETE.poisson(_DISCRETE.gamma(2, np.repeat([[3.0, 0.5], [1.0, 4.5]], [20, 25], axis=0))).astype(float)
 SEEN = _DISCRETE.random((45, 3)) < 0.8
+POSITIVE_HOLES = jaxem.Data(POSITIVE, mask=_RNG.random(POSITIVE.shape) < 0.8)
+HEAVY = np.concatenate([_RNG.standard_t(3, (25, 3)), _RNG.standard_t(5, (25, 3)) * [1, 2, 0.5] + 4])
 
 FAMILIES = {
     "gaussian full": (jaxem.Gaussian(jaxem.Full()), POINTS),
@@ -65,9 +67,9 @@ FAMILIES = {
     "poisson": (jaxem.Poisson(), COUNTS),
     "exponential": (jaxem.Exponential(), POSITIVE),
     "gamma": (jaxem.Gamma(), POSITIVE),
-    "gamma, missing cells": (jaxem.Gamma(), HOLES),
+    "gamma, missing cells": (jaxem.Gamma(), POSITIVE_HOLES),
     "lognormal": (jaxem.LogNormal(), POSITIVE),
-    "lognormal, missing cells": (jaxem.LogNormal(), HOLES),
+    "lognormal, missing cells": (jaxem.LogNormal(), POSITIVE_HOLES),
     "inverse gaussian": (jaxem.InverseGaussian(), POSITIVE),
     "linear regression": (jaxem.LinearRegression(), LINEAR),
     "linear regression, cells missing, tied noise": (jaxem.LinearRegression(tied_noise=True), LINEAR_MISSING),
@@ -89,6 +91,9 @@ FAMILIES = {
     ),
     "factor analyzers": (OfModel(jaxem.FactorAnalysis(1, expanded=False)), WIDE),
     "factor analyzers, shared noise": (OfModel(jaxem.FactorAnalysis(2, expanded=False), ["noise"]), WIDE),
+    "student t": (jaxem.StudentT(expanded=False), HEAVY),
+    "student t tied, shared dof": (jaxem.StudentT(jaxem.Tied(), shared_dof=True, expanded=False), HEAVY),
+    "student t diagonal, given dof": (jaxem.StudentT(jaxem.Diagonal(), dof=4.0, expanded=False), HEAVY),
 }
 
 
@@ -132,6 +137,12 @@ MODELS = {
         jaxem.Chunked(jaxem.WithPrior(jaxem.Frozen(_mixture("gaussian diagonal"), ["covariance"]), 1.0), 20),
         POINTS,
     ),
+    "student t, expanded": (jaxem.Mixture(jaxem.StudentT(), 2), HEAVY),
+    "student t tied, shared dof, expanded": (
+        jaxem.Mixture(jaxem.StudentT(jaxem.Tied(), shared_dof=True), 2),
+        HEAVY,
+    ),
+    "with prior, student t": (jaxem.WithPrior(_mixture("student t"), 2.0), HEAVY),
     "factor analysis": (jaxem.FactorAnalysis(2, expanded=False), WIDE),
     "factor analysis, expanded": (jaxem.FactorAnalysis(2), WIDE),
     "factor analysis, holes": (jaxem.FactorAnalysis(2, expanded=False), WIDE_HOLES),
@@ -148,8 +159,11 @@ MODELS = {
 
 # Laws that a row leaves out, each with its reason; every other law applies to every row.
 _GAUSSIAN_LATENT = {"bound": "its latent is not discrete: no q as [N, K]"}
-_EXPANDED = _GAUSSIAN_LATENT | {"stationary": "its M-step is the maximum of the q of a larger model"}
+_LARGER_MODEL = {"stationary": "its M-step is the maximum of the q of a larger model"}
+_EXPANDED = _GAUSSIAN_LATENT | _LARGER_MODEL
 LEFT_OUT = {
+    "student t, expanded": _LARGER_MODEL,
+    "student t tied, shared dof, expanded": _LARGER_MODEL,
     "factor analysis": _GAUSSIAN_LATENT,
     "factor analysis, expanded": _EXPANDED,
     "factor analysis, holes": _GAUSSIAN_LATENT,

@@ -20,6 +20,7 @@ from jaxem.families.negative_binomial import NegativeBinomial, NegativeBinomialP
 from jaxem.families.of_model import OfModel
 from jaxem.families.poisson import Poisson, PoissonParams
 from jaxem.families.regression import LinearRegression, LinearRegressionParams
+from jaxem.families.student_t import StudentT, StudentTParams
 from jaxem.families.zero_inflated import ZeroInflated, ZeroInflatedParams
 
 __all__ = [
@@ -62,6 +63,8 @@ __all__ = [
     "PoissonRegression",
     "RegressionParams",
     "Spherical",
+    "StudentT",
+    "StudentTParams",
     "Tied",
     "ZeroInflated",
     "ZeroInflatedParams",
