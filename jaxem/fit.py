@@ -10,12 +10,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxem import validate
+from jaxem import layout, validate
 from jaxem.algorithms.em import EM
 from jaxem.driver import Run, race_lanes, rankable, run_lanes
 from jaxem.initialize import KMeansPlusPlus, Start
 from jaxem.lane import Control
-from jaxem.model import Algorithm, Diagnosis, Model, UnsupportedError, float_type, pytree, static
+from jaxem.model import (
+    Algorithm,
+    Data,
+    Diagnosis,
+    Model,
+    UnsupportedError,
+    as_data,
+    float_type,
+    num_examples,
+    pytree,
+    static,
+)
 from jaxem.result import BatchResult, ConvergenceWarning, FitError, Result, Starts
 from jaxem.slots import Index
 from jaxem.status import Status
@@ -83,6 +94,7 @@ def fit(
     model = model.specialize(data)
     dtype = float_type(data)
     weights = validate.check_weights(weights, (n,), dtype, model.min_examples)
+    validate.check_weights_of_sequences(model, data, weights)
     num_starts = validate.check_count("num_starts", num_starts, 1)
     trace_size = validate.check_count("trace_size", trace_size, 0)
     given = _given_starts(model, data, params, starts, num_starts)
@@ -93,7 +105,7 @@ def fit(
     )
     fitted, run, diagnosis, best, weight = program(model, data, weights, None if given is not None else key, given)
     fitted = fitted.specialize(None)
-    result = make_result(fitted, jax.device_get(run), jax.device_get(diagnosis), int(best), n, float(weight))
+    result = make_result(fitted, jax.device_get(run), jax.device_get(diagnosis), int(best), data, float(weight))
     report(result, data, on_failure)
     return result
 
@@ -262,8 +274,9 @@ def _count(model: Model, params: Any) -> int | None:
         return None
 
 
-def make_result(model: Model, run: Any, diagnosis: Diagnosis, best: int, n: int, weight: float) -> Result:
+def make_result(model: Model, run: Any, diagnosis: Diagnosis, best: int, data: Any, weight: float) -> Result:
     """A `Result` from the lanes of one data set, on the host."""
+    num_sequences, num_steps = layout.count_sequences(as_data(data)) if model.sequential else (None, None)
     params = jax.tree.map(lambda a: a[best], run.params)
     fitted = Status(int(run.status[best])).usable  # components of what was never fitted are neither
     return Result(
@@ -271,11 +284,13 @@ def make_result(model: Model, run: Any, diagnosis: Diagnosis, best: int, n: int,
         params,
         _starts(run),
         best=best,
-        num_examples=n,
+        num_examples=num_examples(data),
         weight=weight,
         num_free_parameters=_count(model, params),
         degenerate=tuple(np.flatnonzero(diagnosis.degenerate[best] & fitted).tolist()),
         empty=tuple(np.flatnonzero(diagnosis.empty[best] & fitted).tolist()),
+        num_sequences=num_sequences,
+        num_steps=num_steps,
     )
 
 
@@ -308,12 +323,34 @@ def report(result: Result, data: Any, on_failure: OnFailure) -> None:
 
 
 def _first_impossible(result: Result, data: Any) -> str:
-    try:
-        log_likelihood = np.asarray(result.model.log_likelihood(result.params, data))
-    except UnsupportedError:
+    first = _impossible(result.model, result.params, data)
+    if first is None:
         return ""
+    x = validate.observations(data)
+    if not result.model.sequential or x is None:
+        return f" (first impossible example: {first})"
+    if x.ndim < 3:
+        return f" (first impossible step: row {first})"
+    # The steps of the one sequence, as a flat one, whose log-likelihoods are those of its steps.
+    steps = x.shape[1] if getattr(data, "lengths", None) is None else int(data.lengths[first])
+    one = {
+        f: getattr(data, f)[first, :steps] for f in ("mask", "inputs", "labels") if getattr(data, f, None) is not None
+    }
+    model: Any = result.model
+    while isinstance(getattr(model, "model", None), Model):  # what a wrapper says of sequences, it says of whole ones
+        model = model.model
+    step = _impossible(model, result.params, Data(x=x[first, :steps], **one))
+    return f" (first impossible: step {step} of sequence {first})"
+
+
+def _impossible(model: Model, params: Any, data: Any) -> int | None:
+    """The first example that cannot be, or None."""
+    try:
+        log_likelihood = np.asarray(model.log_likelihood(params, data))
+    except UnsupportedError:
+        return None
     impossible = np.flatnonzero(log_likelihood == -np.inf)
-    return f" (first impossible example: {impossible[0]})" if len(impossible) else ""
+    return int(impossible[0]) if len(impossible) else None
 
 
 def _tally(status: np.ndarray) -> str:

@@ -55,15 +55,18 @@ def normal(data: Data, sequential: bool, filler: float) -> Data:
 
 
 def hidden(data: Data, filler: float) -> Data:
-    """The data with ``filler`` in every cell of x that is not observed, and 0 in inputs beyond a length."""
+    """The data with ``filler`` in every cell of x that is not observed; no inputs and no labels beyond a length."""
     cells = seen(data)
     if cells is None:
         return data
     within = _within(data)
-    inputs = data.inputs
+    inputs, labels = data.inputs, data.labels
     if inputs is not None and within is not None:
         inputs = jnp.where(within[..., None], inputs, 0)
-    return dataclasses.replace(data, x=jnp.where(cells, data.x, jnp.asarray(filler, data.x.dtype)), inputs=inputs)
+    if labels is not None and within is not None:
+        labels = jnp.where(within, labels, -1)
+    x = jnp.where(cells, data.x, jnp.asarray(filler, data.x.dtype))
+    return dataclasses.replace(data, x=x, inputs=inputs, labels=labels)
 
 
 def seen(data: Data) -> Bool[Array, "*N D"] | None:
@@ -164,6 +167,14 @@ def flatten(tree: Any, axes: tuple[int, ...]) -> Any:
     return tree if len(axes) == 1 else jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), tree)
 
 
+def count_sequences(data: Data) -> tuple[int, int]:
+    """On the host: how many sequences there are, and how many steps in all of them."""
+    shape = np.shape(data.x)
+    if len(shape) == 3:
+        return shape[0], shape[0] * shape[1] if data.lengths is None else int(np.sum(np.asarray(data.lengths)))
+    return 1 if data.starts is None else 1 + int(np.sum(np.asarray(data.starts, bool)[1:])), shape[0]
+
+
 def validate(data: Data, num_components: int) -> None:
     """Raise ValueError for concrete lengths and labels that cannot be."""
     if data.lengths is not None:
@@ -175,6 +186,8 @@ def validate(data: Data, num_components: int) -> None:
             raise ValueError("all sequences have length 0: there is nothing to fit")
     if data.labels is not None:
         labels = np.asarray(data.labels)
+        if data.lengths is not None:
+            labels = np.where(np.arange(labels.shape[1]) < np.asarray(data.lengths)[:, None], labels, -1)
         bad = np.argwhere((labels < -1) | (labels >= num_components) | (labels != np.floor(labels)))
         if len(bad):
             place = ", ".join(str(i) for i in bad[0])

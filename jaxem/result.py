@@ -47,8 +47,9 @@ class Result:
     """The best of the starts of a fit.
 
     model: the model as it was fitted (calibrated to the data). objective: log-likelihood plus log-prior, of ``params``,
-    in natural logarithms, summed over examples with their weights. degenerate, empty: numbers of the components whose
-    spread has collapsed onto the floor, and of those that hold less than half an example.
+    in natural logarithms, summed over examples with their weights. num_examples: rows, or padded sequences; of sequences
+    also num_sequences and num_steps. degenerate, empty: numbers of the components whose spread has collapsed onto the
+    floor, and of those that hold less than half an example.
     """
 
     model: Model
@@ -60,6 +61,8 @@ class Result:
     num_free_parameters: int | None = static()
     degenerate: tuple[int, ...] = static(default=())
     empty: tuple[int, ...] = static(default=())
+    num_sequences: int | None = static(default=None)
+    num_steps: int | None = static(default=None)
 
     @property
     def status(self) -> Status:
@@ -118,7 +121,7 @@ class Result:
 
 
 def _summary(result: Result) -> list[str]:
-    lines = [f"{describe(result.model)}, fitted to {result.num_examples} rows"]
+    lines = [f"{describe(result.model)}, fitted to {_size(result)}"]
     likelihood = f"log-likelihood {_number(result.log_likelihood)}"
     if result.objective != result.log_likelihood:
         likelihood += f"   with log-prior {_number(result.objective)}"
@@ -132,7 +135,8 @@ def _summary(result: Result) -> list[str]:
             lines.append(f"{name} components: {', '.join(map(str, components))}")
     starts = result.starts
     if len(starts) > 1:
-        lines.append(f"{len(starts)} starts, {result.share_at_best():.0%} of them within 1e-5 per row of the best:")
+        unit = "row" if result.num_steps is None else "step"
+        lines.append(f"{len(starts)} starts, {result.share_at_best():.0%} of them within 1e-5 per {unit} of the best:")
         lines.append(f"  {'status':<22}{'starts':>7}{'best objective':>18}{'median steps':>14}")
         for status in sorted(set(starts.status.tolist())):
             mine = starts.status == status
@@ -140,6 +144,16 @@ def _summary(result: Result) -> list[str]:
             row = f"  {Status(status).label:<22}{mine.sum():>7}{_number(float(best)):>18}"
             lines.append(row + f"{np.median(starts.steps[mine]):>14.0f}")
     return lines
+
+
+def _size(result: Result) -> str:
+    if result.num_sequences is None or result.num_steps is None:
+        return _plural(result.num_examples, "row")
+    return f"{_plural(result.num_sequences, 'sequence')}, {_plural(result.num_steps, 'step')}"
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _number(value: float) -> str:
@@ -164,12 +178,13 @@ def describe(model: Model) -> str:
     # EqualVolumeDiagonal: "equal volume diagonal covariance"
     words = re.sub(r"(?<!^)(?=[A-Z])", " ", type(structure).__name__).lower()
     covariance = f", {words} covariance" if structure is not None else ""
-    name = type(latent).__name__
+    held = getattr(latent, "latent", latent)
+    how = "" if held is latent else f", {type(latent).__name__.lower()} assignments"
+    name = type(held).__name__
     kind, unit = _LATENTS.get(name, (name, "component"))
-    plural = "s" if model.num_components != 1 else ""
     member = getattr(family, "model", None)  # a mixture of models
     what = f"{type(family).__name__} {kind}" if member is None else f"{kind} of ({describe(member)})"
-    return f"{what}, {model.num_components} {unit}{plural}{covariance}"
+    return f"{what}, {_plural(model.num_components, unit)}{covariance}{how}"
 
 
 @pytree

@@ -127,6 +127,7 @@ def _sweep(
     n = validate.check_data(largest, data)
     largest = largest.specialize(data)
     weights = validate.check_weights(weights, (n,), float_type(data), largest.min_examples)
+    validate.check_weights_of_sequences(largest, data, weights)
     num_starts = validate.check_count("num_starts", num_starts, 1)
     counts = jnp.array([model.num_components for model in models])
     fitted, run, diagnosis, best, weight = _sweep_program(
@@ -147,7 +148,7 @@ def _sweep(
         k = model.num_components
         own = dataclasses.replace(_slice(run, i), params=_trim(fitted, _slice(run.params, i), k))
         marks = Diagnosis(diagnosis.degenerate[i][:, :k], diagnosis.empty[i][:, :k])
-        result = make_result(fitted.with_components(k), own, marks, int(best[i]), n, float(weight))
+        result = make_result(fitted.with_components(k), own, marks, int(best[i]), data, float(weight))
         report(result, data, on_failure)
         results.append(result)
     return results

@@ -129,6 +129,23 @@ def check_weights(weights: Any, shape: tuple[int, ...], dtype: Any, least: int) 
     return weights.astype(dtype)
 
 
+def check_weights_of_sequences(model: Model, data: Any, weights: jax.Array | None) -> None:
+    """Weights belong to sequences: the steps of a flat one must share theirs."""
+    x = observations(data)
+    if weights is None or not model.sequential or x is None or x.ndim != 2:
+        return
+    starts = getattr(data, "starts", None)
+    begins = np.zeros(len(x), bool) if starts is None else np.asarray(starts, bool)
+    host = np.asarray(weights)
+    differs = np.flatnonzero((host[1:] != host[:-1]) & ~begins[1:])
+    if len(differs):
+        row = differs[0] + 1
+        raise ValueError(
+            f"a weight is that of a whole sequence, the same in all its rows; row {row} has {host[row]} after "
+            f"{host[row - 1]} (to leave steps out, mask them)"
+        )
+
+
 def constant_columns(data: Any) -> list[int]:
     """Columns of x that hold one value only, of what is observed."""
     x = observations(data)

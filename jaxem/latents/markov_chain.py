@@ -79,7 +79,7 @@ class MarkovChain(Latent):
             return MarkovChain(num_components)
         raise ValueError("a chain with a zero pattern has the number of states of the pattern")
 
-    # Inference. Time comes first inside; steps beyond a length have potentials of 0, which change nothing before them.
+    # Inference. Steps beyond a length have potentials of 0, which change nothing before them.
 
     def infer(self, params: MarkovChainParams, potentials: Array, data: Data, weights: Array | None) -> Inference:
         each = _step_weights(data, weights, potentials)
@@ -111,6 +111,8 @@ class MarkovChain(Latent):
     def accumulate(self, marginals: Array, data: Data, params: Any = None) -> MarkovChainParams:
         """As if steps were independent given q: exact where q is a path, and all that marginals alone can say."""
         followed = _as_chains(_followed(data, marginals), data)[:, :-1]
+        within = _within(data, marginals)
+        marginals = marginals if within is None else jnp.where(within[..., None], marginals, 0)
         chains = _as_chains(marginals, data)
         total = jnp.sum(chains, axis=-1)
         known = followed & (total[:, 1:] > 0)
@@ -151,7 +153,12 @@ class MarkovChain(Latent):
         categorical = Categorical(self.num_components)
         initial = categorical.maximize(start, stats.initial, {"weights": frozen.get("initial")}).weights
         if params is None:
-            return MarkovChainParams(initial, rows)
+            # A pattern may leave a state only ways to states that hold nothing: then all of these are as likely.
+            allowed_initial, allowed = self._allowed_arrays()
+            initial = jnp.where(jnp.sum(initial) > 0, initial, allowed_initial / allowed_initial.sum())
+            return MarkovChainParams(
+                initial, jnp.where(used[:, None], rows, allowed / allowed.sum(axis=1, keepdims=True))
+            )
         began = jnp.sum(stats.initial) > 0
         rows = keep(used, rows, params.transition)
         return MarkovChainParams(
@@ -162,7 +169,7 @@ class MarkovChain(Latent):
         """A start has one imagined transition between any two states that hold anything: what is 0 stays 0 forever."""
         present = (jnp.sum(stats.transition, axis=0) + stats.initial > 0).astype(stats.initial.dtype)
         share = present / jnp.maximum(jnp.sum(present), 1)
-        return MarkovChainParams(stats.initial + share, stats.transition + jnp.maximum(share, 0))
+        return MarkovChainParams(stats.initial + share, stats.transition + share)
 
     def _permitted(self, counts: Array, name: str) -> Array:
         pattern = getattr(self, name)
@@ -205,7 +212,9 @@ class MarkovChain(Latent):
         def double(i, carry):
             visits, power = carry
             longer = weight > 2.0**i
-            return jnp.where(longer, visits + power @ visits, visits), jnp.where(longer, power @ power, power)
+            # Rounding of the rows' sums would double with every square.
+            square = power @ power / jnp.sum(power @ power, axis=1, keepdims=True)
+            return jnp.where(longer, visits + power @ visits, visits), jnp.where(longer, square, power)
 
         visits, _ = jax.lax.fori_loop(0, 30, double, (one, params.transition))
         return params.initial @ visits < 0.5

@@ -40,17 +40,17 @@ class Forecast:
     mean: Float[Array, "B S D"]
 
 
-def pair_posterior(model: LatentModel, params: LatentParams, data: Any) -> Float[Array, "B T-1 K K"]:
+def pair_posterior(model: Model, params: LatentParams, data: Any) -> Float[Array, "B T-1 K K"]:
     """p(z_t = i, z_{t+1} = j | x) of every step and the next, [B, T − 1, K, K]; of flat sequences [N − 1, K, K].
 
     0 where a sequence has no next step. Raises UnsupportedError for a model without a Markov chain.
     """
-    chain = _chain(model)
+    model, chain = _chain(model)
     potentials, rest = model._potentials(params, data)
     return chain.pair_posterior(params.latent, potentials, rest)
 
 
-def forecast(model: LatentModel, params: LatentParams, data: Any, num_steps: int = 1) -> Forecast:
+def forecast(model: Model, params: LatentParams, data: Any, num_steps: int = 1) -> Forecast:
     """The states and the expected observations of the next ``num_steps`` steps after the end of every sequence.
 
     Of flat sequences after the last of them, with a leading axis of 1. Raises UnsupportedError for a model without a
@@ -58,7 +58,7 @@ def forecast(model: LatentModel, params: LatentParams, data: Any, num_steps: int
     """
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1; got {num_steps}")
-    chain = _chain(model)
+    model, chain = _chain(model)
     potentials, rest = model._potentials(params, data)
     filtered = chain.filtered(params.latent, potentials, rest)
     if rest.starts is not None:
@@ -83,8 +83,13 @@ def forecast(model: LatentModel, params: LatentParams, data: Any, num_steps: int
     return Forecast(states, dot(states, model.likelihood.mean(params.likelihood, Data())))
 
 
-def _chain(model: LatentModel) -> MarkovChain:
-    latent = getattr(model.latent, "latent", model.latent)
-    if not isinstance(latent, MarkovChain):
-        raise UnsupportedError(f"{type(model.latent).__name__} is not a Markov chain")
-    return latent
+def _chain(model: Any) -> tuple[LatentModel, MarkovChain]:
+    """The model without its wrappers, and its chain."""
+    inner = model
+    while isinstance(getattr(inner, "model", None), Model):
+        inner = inner.model
+    latent = getattr(inner, "latent", None)
+    latent = getattr(latent, "latent", latent)
+    if not isinstance(inner, LatentModel) or not isinstance(latent, MarkovChain):
+        raise UnsupportedError(f"{type(inner).__name__} of {type(latent).__name__} has no Markov chain")
+    return inner, latent

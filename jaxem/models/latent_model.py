@@ -73,6 +73,10 @@ class LatentModel(Model):
         return self.latent.num_components
 
     @property
+    def sequential(self) -> bool:  # type: ignore[override]
+        return self.latent.sequential
+
+    @property
     def min_examples(self) -> int:
         return self.latent.min_examples
 
@@ -188,6 +192,10 @@ class LatentModel(Model):
     def validate(self, data: Any) -> None:
         layout.validate(as_data(data), self.num_components)
         data = self._read(data)
+        if self.sequential:
+            _, steps = layout.count_sequences(data)
+            if steps < self.num_components:
+                raise ValueError(f"{self.num_components} states need at least as many steps; got {steps}")
         self.likelihood.validate(self._rows(data))
 
     # EM.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -65,16 +66,18 @@ class Chunked(Wrapper):
         return sum_over_blocks(term, data, weights, self._rows(data), dtype)
 
     def log_likelihood(self, params, data):
-        model = self.model.calibrate(data)
-        return map_over_blocks(lambda block: model.log_likelihood(params, block), data, self._rows(data))
+        return self._by_blocks(data, lambda model, block: model.log_likelihood(params, block))
 
     def posterior(self, params, data):
-        model = self.model.calibrate(data)
-        return map_over_blocks(lambda block: model.posterior(params, block), data, self._rows(data))
+        return self._by_blocks(data, lambda model, block: model.posterior(params, block))
 
     def predict(self, params, data):
+        return self._by_blocks(data, lambda model, block: model.predict(params, block))
+
+    def _by_blocks(self, data: Any, f: Callable[[Model, Any], Any]) -> Any:
+        self.check_divisible(data)
         model = self.model.calibrate(data)
-        return map_over_blocks(lambda block: model.predict(params, block), data, self._rows(data))
+        return map_over_blocks(lambda block: f(model, block), data, self._rows(data))
 
     def _rows(self, data: Any) -> int:
         """Rows per block: as given, or as many as keep statistics and three rows of K numbers in the cache."""

@@ -30,10 +30,10 @@ class _Frozen(Wrapper):
         masks = dict(self.leaves)
 
         def put(path: Any, leaf: jax.Array) -> jax.Array:
-            value = (self.values or {}).get(leaf_name(path))
+            value = (self.values or {}).get(leafleaf_name(path))
             if value is None:
                 return leaf
-            return hold(masks[leaf_name(path)], leaf, jnp.broadcast_to(jnp.asarray(value, leaf.dtype), leaf.shape))
+            return hold(masks[leafleaf_name(path)], leaf, jnp.broadcast_to(jnp.asarray(value, leaf.dtype), leaf.shape))
 
         return jax.tree_util.tree_map_with_path(put, params)
 
@@ -41,18 +41,40 @@ class _Frozen(Wrapper):
         return self.model.m_step(params, stats, {**dict(self.leaves), **(frozen or {})})
 
     def num_free_parameters(self, params) -> int:
-        free = self.model.num_free_parameters(params)
-        free_shapes = jax.eval_shape(self.model.to_free, params)
-        shapes = {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(free_shapes)}
+        count = self.model.num_free_parameters(params)
+        free = jax.eval_shape(self.model.to_free, params)
+        coordinates, leaves = _by_name(free), _by_name(params)
         for name, value in self.leaves:
-            size, held = shapes[name].size, np.asarray(value)
+            leaf, held = coordinates[name], np.asarray(value)
             if held.ndim == 0:
-                free -= size
-            elif shapes[name].shape[:1] == (self.num_components,):
-                free -= int(held.sum()) * size // self.num_components
-            else:  # K − 1 coordinates of K weights that sum to 1: one is determined as long as any is free
-                free -= min(int(held.sum()), size)
-        return free
+                count -= leaf.size
+            elif leaf.shape[:1] == (self.num_components,) and (leaf.ndim > 1 or np.ndim(leaves[name]) == 1):
+                count -= int(held.sum()) * leaf.size // self.num_components
+            else:
+                count -= self._determined(name, held, free)
+        return count
+
+    def _determined(self, name: str, held: np.ndarray, free: Any) -> int:
+        """How many coordinates of a leaf the held components determine, where not each has its own (weights that sum
+        to 1, say): the rank of the map from the coordinates to the held values."""
+        rng = np.random.default_rng(0)
+        # Of every floating-point type this is right at almost every point.
+        place = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), free)
+
+        def values(coordinates: jax.Array) -> jax.Array:
+            moved = jax.tree_util.tree_map_with_path(
+                lambda path, leaf: coordinates if leaf_name(path) == name else jnp.asarray(leaf, coordinates.dtype),
+                place,
+            )
+            return _by_name(self.model.from_free(moved))[name][np.flatnonzero(held)]
+
+        at = jnp.asarray(_by_name(place)[name])
+        jacobian = np.asarray(jax.jacfwd(values)(at)).reshape(-1, at.size)
+        return int(np.linalg.matrix_rank(jacobian, tol=1e-5 * np.max(np.abs(jacobian), initial=1e-30)))
+
+
+def _by_name(tree: Any) -> dict[str, Any]:
+    return {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def Frozen(model: Model, leaves: Iterable[str] | Mapping[str, Any], values: Mapping[str, Any] | None = None) -> Model:
