@@ -302,7 +302,14 @@ class LatentModel(Model):
             return self._start_from_rows(responsibilities, data, weights, key)
         stats = self.complete_statistics(responsibilities, data, weights)
         likelihood = jax.tree.map(jnp.add, stats.likelihood, self._overall(data, weights))
-        return self.m_step(None, LatentStats(stats.latent, likelihood))
+        latent = stats.latent
+        if self.latent.sequential:
+            # A step that belongs to nobody may be in any state that holds something: else its neighbors had no neighbor.
+            total = jnp.sum(responsibilities, axis=-1, keepdims=True)
+            present = jnp.any(responsibilities > 0, axis=tuple(range(responsibilities.ndim - 1)))
+            anywhere = jnp.where(total > 0, responsibilities, present / jnp.maximum(jnp.sum(present), 1))
+            latent = self.complete_statistics(anywhere, data, weights).latent
+        return self.m_step(None, LatentStats(latent, likelihood))
 
     def _start_from_rows(self, responsibilities: Array, data: Any, weights: Array | None, key: Any) -> LatentParams:
         if key is None:
