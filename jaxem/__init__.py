@@ -46,7 +46,7 @@ from jaxem.families import (
 )
 from jaxem.fit import Race, fit, fit_batch
 from jaxem.inference import elbo, icl
-from jaxem.initialize import KMeansPlusPlus, RandomPoints, RandomResponsibilities, Start
+from jaxem.initialize import KMeansPlusPlus, RandomPoints, RandomResponsibilities, Segments, Start
 from jaxem.io import load, save
 from jaxem.lane import Control
 from jaxem.latents import CategoricalParams, GatedParams, Hard, MarkovChainParams, left_to_right
@@ -164,6 +164,7 @@ __all__ = [
     "RelativeGain",
     "Result",
     "Run",
+    "Segments",
     "Selection",
     "Spherical",
     "Start",

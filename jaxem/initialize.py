@@ -112,3 +112,21 @@ class RandomResponsibilities(Start):
         shape = (features.shape[0], used.shape[0])
         log_gamma = jax.random.loggamma(key, jnp.asarray(self.concentration, features.dtype), shape, features.dtype)
         return jax.nn.softmax(jnp.where(used, log_gamma, -jnp.inf), axis=-1)
+
+
+@pytree
+class Segments(Start):
+    """Rows in the order of time, cut into K pieces one after another: a start for chains that only move on.
+
+    position: of every row in its sequence, from 0 at the first to below 1, [N]. All sequences are cut at the same
+    positions, which are drawn at random (see `jaxem.left_to_right`).
+    """
+
+    position: Float[Array, " N"]
+
+    def responsibilities(self, key, features, weights, used):
+        # Gamma gaps of shape 2: pieces as long as one another on average, seldom so short that no row is in one.
+        gaps = jnp.where(used, jax.random.gamma(key, 2.0, used.shape, features.dtype), 0)
+        ends = jnp.cumsum(gaps) / jnp.sum(gaps)
+        piece = jnp.sum(self.position.astype(features.dtype)[:, None] >= ends[:-1], axis=1)
+        return jax.nn.one_hot(jnp.minimum(piece, jnp.sum(used) - 1), used.shape[0], dtype=features.dtype)

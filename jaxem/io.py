@@ -37,7 +37,7 @@ SCHEMA = "jaxem-result/1"
 _MANIFEST = "manifest.json"
 # The modules and packages whose dataclasses can be part of a result. A class is known by its room and its name, so that
 # it may move from file to file within a room.
-_ROOMS = ("model", "result", "select", "families", "latents", "models", "wrappers")
+_ROOMS = ("model", "design", "result", "select", "families", "latents", "models", "wrappers")
 
 
 def save(path: str | os.PathLike, result: Any) -> None:

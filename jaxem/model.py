@@ -198,8 +198,6 @@ class Model:
 
     #: False where a leaf of the E-step is not a sum over examples; wrappers that add E-steps refuse such a model.
     additive: bool = True
-    #: True when an example is a sequence of steps.
-    sequential: bool = False
 
     #: True where the M-step raises q without maximizing it (generalized EM).
     generalized: bool = False

@@ -164,6 +164,15 @@ def _number(value: float) -> str:
 _LATENTS = {"Categorical": ("mixture", "component"), "MarkovChain": ("hidden Markov model", "state")}
 
 
+_NAMES = {"FactorAnalysis": "Factor analysis", "PPCA": "Probabilistic PCA"}
+
+
+def size(model: Model) -> int:
+    """The number of components, of states, or of factors."""
+    inner = getattr(model, "model", None)
+    return size(inner) if isinstance(inner, Model) else getattr(model, "num_factors", model.num_components)
+
+
 def describe(model: Model) -> str:
     """A model in a few words: its class names, sizes and structures."""
     inner = getattr(model, "model", None)
@@ -172,8 +181,8 @@ def describe(model: Model) -> str:
     latent, family = getattr(model, "latent", None), getattr(model, "likelihood", None)
     if latent is None or family is None:
         factors = getattr(model, "num_factors", None)
-        count = "" if factors is None else f", {factors} factor{'s' if factors != 1 else ''}"
-        return f"{type(model).__name__}{count}"
+        name = _NAMES.get(type(model).__name__, type(model).__name__)
+        return name if factors is None else f"{name}, {factors} factor{'s' if factors != 1 else ''}"
     structure = getattr(family, "covariance", None)
     # EqualVolumeDiagonal: "equal volume diagonal covariance"
     words = re.sub(r"(?<!^)(?=[A-Z])", " ", type(structure).__name__).lower()

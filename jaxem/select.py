@@ -19,7 +19,7 @@ from jaxem.fit import _check_on_failure, _control, fit, make_result, report
 from jaxem.inference import icl
 from jaxem.initialize import KMeansPlusPlus, Start
 from jaxem.model import Diagnosis, Model, float_type, pytree, static
-from jaxem.result import Result, describe
+from jaxem.result import Result, describe, size
 from jaxem.slots import Index
 from jaxem.stopping import Stopping
 
@@ -47,7 +47,7 @@ class Selection:
         lines = [f"{header} {'at best':>8}  status"]
         for i, (result, value) in enumerate(zip(self.results, self.values, strict=True)):
             mark = "*" if i == self.chosen else " "
-            row = f"{mark:2}{result.model.num_components:>4} {result.log_likelihood:>16.3f}"
+            row = f"{mark:2}{size(result.model):>4} {result.log_likelihood:>16.3f}"
             row += f" {result.num_free_parameters:>11} {value:>14.3f} {result.share_at_best():>8.0%}"
             lines.append(f"{row}  {result.status.label}")
         lines.append(f"* smallest {self.criterion.upper()}: {describe(self.best.model)}")

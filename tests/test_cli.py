@@ -214,6 +214,196 @@ def test_left_to_right_never_returns():
     assert [row[2] for row in read_csv("out/assignments.csv")[1:]] == list("000111222")
 
 
+LOW, HIGH = (1, 2, 3, 2, 1, 2), (400, 410, 390, 420, 400, 380)
+
+MIXTURES = [
+    (["gamma"], "Gamma", ["shape", "rate"]),
+    (["exponential"], "Exponential", ["rate"]),
+    (["lognormal"], "LogNormal", ["mean", "variance"]),
+    (["inverse-gaussian"], "InverseGaussian", ["mean", "shape"]),
+    (["geometric"], "Geometric", ["prob"]),
+    (["binomial", "--trials", "500"], "Binomial", ["prob"]),
+]
+
+
+@pytest.mark.parametrize(("model", "name", "parameters"), MIXTURES, ids=lambda value: str(value[0]))
+def test_every_mixture_finds_two_groups(capsys, model, name, parameters):
+    write_rows("data.csv", ["y"], [(value,) for value in (*LOW, *HIGH)])
+    run("fit", "data.csv", "--model", *model, "--components", "2", "--starts", "2", "--output", "out", "--no-cache")
+    assert sorted(os.listdir("out")) == FILES
+    out = capsys.readouterr().out
+    assert f"{name} mixture, 2 components, fitted to 12 rows" in out
+    assert re.search(rf"^component +weight +{' +'.join(parameters)}$", out, flags=re.M)
+    assigned = [row[1] for row in read_csv("out/assignments.csv")[1:]]
+    assert assigned in (list("000000111111"), list("111111000000"))
+    summary = read_json("out/fit.json")
+    np.testing.assert_allclose(summary["parameters"]["latent"]["weights"], 0.5, atol=0.05)
+    first = int(assigned[0])
+    result = io.load("out/fit.npz")
+    with jax.enable_x64(True):
+        mean = np.asarray(result.model.likelihood.mean(result.params.likelihood, jaxem.Data()))[:, 0]
+    np.testing.assert_allclose(mean[[first, 1 - first]], [np.mean(LOW), 400], rtol=0.1)
+
+
+def test_multinomial_rows(capsys):
+    write_rows("data.csv", ["a", "b", "c"], [(8, 1, 1), (16, 2, 2), (1, 8, 1), (2, 14, 3), (9, 0, 1), (1, 9, 0)])
+    run("fit", "data.csv", "--model", "multinomial", "--components", "2", "--starts", "4", "--output", "out",
+        "--no-cache")  # fmt: skip
+    assert re.search(r"^component +weight +prob +prob +prob$", capsys.readouterr().out, flags=re.M)
+    assert "".join(row[1] for row in read_csv("out/assignments.csv")[1:]) in ("001101", "110010")
+    write_rows("data.csv", ["a", "b"], [(1, 2), ("", 3), ("", "")])
+    run("fit", "data.csv", "--model", "multinomial", "--missing", "--no-cache", status=2)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.endswith("of a row --model multinomial-mixture takes all or nothing")
+    assert "row 1: column 'a' is missing and others are not" in error
+
+
+def test_the_latent_classes_of_values(capsys):
+    """Goodman (1974), as poLCA has it."""
+    run("fit", "values", "--model", "latent-class", "--components", "2", "--starts", "4", "--tol", "1e-9",
+        "--output", "out", "--no-cache")  # fmt: skip
+    assert read_json("out/fit.json")["log_likelihood"] == pytest.approx(-504.46767, abs=1e-4)
+
+
+def test_latent_classes_of_words(capsys):
+    """Words and numbers become codes; what is printed and written has the words."""
+    rows = 6 * [("yes", 10, "a, b")] + 6 * [("no", 2, "c")] + [("yes", 2, "")]
+    write_rows("data.csv", ["item", "score", "letters"], rows)
+    run("fit", "data.csv", "--model", "latent-class", "--components", "2", "--starts", "4", "--missing", "--output",
+        "out", "--no-cache")  # fmt: skip
+    captured = capsys.readouterr()
+    assert "1 of 39 cells are missing, in 1 of 13 rows" in captured.err
+    assert re.search(r"^component +weight +no +yes +2 +10 +a, b +c$", captured.out, flags=re.M)
+    summary = read_json("out/fit.json")
+    assert summary["data"]["categories"] == {"item": ["no", "yes"], "score": ["2", "10"], "letters": ["a, b", "c"]}
+    prob = np.array(summary["parameters"]["likelihood"]["prob"])
+    first = int(prob[1, 2, 0] > prob[0, 2, 0])
+    np.testing.assert_allclose(prob[first, 2], [1, 0], atol=1e-3)
+    imputed = read_csv("out/imputed.csv")
+    assert imputed[:-1] == [["item", "score", "letters"], *([str(cell) for cell in row] for row in rows[:-1])]
+    assert imputed[-1][:2] == ["yes", "2"]
+    assert imputed[-1][2] in ("a, b", "c")
+    assert sorted(os.listdir("out")) == sorted([*FILES, "imputed.csv"])
+
+
+def test_latent_classes_need_categories(capsys):
+    write_rows("data.csv", ["a", "b", "id"], [(1, 0.5, f"r{i}") for i in range(120)])
+    run("fit", "data.csv", "--model", "latent-class", "--columns", "b", "--no-cache", status=2)
+    assert "column 'b': '0.5' in row 0 (line 2) is neither a word nor a whole number" in capsys.readouterr().err
+    run("fit", "data.csv", "--model", "latent-class", "--components", "1", "--starts", "1", "--no-cache")
+    notes = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    assert notes[0].startswith("jaxem: note: column 'b' is left out: '0.5' in row 0")
+    assert notes[1] == "jaxem: note: column 'id' is left out: it has 120 different values, more than 100 categories"
+
+
+REGRESSIONS = [
+    ("linear", [[1.0, 2.0], [30.0, -1.0]], lambda mean: mean),
+    ("poisson", [[0.0, 0.3], [5.0, 0.1]], lambda mean: np.round(np.exp(mean))),
+]
+
+
+@pytest.mark.parametrize(
+    ("family", "lines", "response"), REGRESSIONS, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_regressions(capsys, family, lines, response):
+    """Two lines through every place; text columns are left out."""
+    z, t = np.arange(40) % 2, np.arange(40) // 2 / 3
+    y = response(np.array(lines)[z, 0] + np.array(lines)[z, 1] * t)
+    write_rows("data.csv", ["y", "word", "t"], [(a, "w", b) for a, b in zip(y, t, strict=True)])
+    run("fit", "data.csv", "--model", "regression-mixture", "--family", family, "--response", "y", "--components", "2",
+        "--starts", "4", "--output", "out", "--no-cache")  # fmt: skip
+    out = capsys.readouterr().out
+    assert "data: 40 rows, response y given t" in out
+    assert re.search(rf"^component +weight +intercept +t{' +sd' if family == 'linear' else ''}$", out, flags=re.M)
+    assigned = np.array([int(row[1]) for row in read_csv("out/assignments.csv")[1:]])
+    summary = read_json("out/fit.json")
+    assert summary["data"]["inputs"] == ["t"]
+    coefficients = np.array(summary["parameters"]["likelihood"]["coefficients"])[:, 0]
+    order = np.argsort(coefficients[:, 0])
+    np.testing.assert_allclose(coefficients[order], lines, atol=1e-3 if family == "linear" else 0.3)
+    assert np.mean(order[z] == assigned) > 0.9
+    assert sorted(os.listdir("out")) == FILES
+
+
+def test_logistic_regressions(capsys):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 2))
+    y = rng.uniform(size=60) < 1 / (1 + np.exp(-x @ [1, -1]))
+    write_rows("data.csv", ["a", "b", "y"], np.column_stack([x, y]))
+    run("fit", "data.csv", "--model", "regression-mixture", "--family", "logistic", "--response", "y", "--components",
+        "1", "--starts", "1", "--output", "out", "--no-cache")  # fmt: skip
+    assert re.search(r"^component +weight +intercept +a +b$", capsys.readouterr().out, flags=re.M)
+    assert sorted(os.listdir("out")) == FILES
+
+
+def test_hidden_markov_model_of_words(capsys):
+    write_rows("data.csv", ["weather"], [(word,) for word in 8 * ["rain"] + 8 * ["sun"] + 4 * ["rain"]])
+    run("fit", "data.csv", "--model", "hmm", "--emission", "categorical", "--components", "2", "--starts", "4",
+        "--output", "out", "--no-cache")  # fmt: skip
+    assert re.search(r"^state +initial +0 +1 +rain +sun$", capsys.readouterr().out, flags=re.M)
+    states = "".join(row[2] for row in read_csv("out/assignments.csv")[1:])
+    assert states in ("00000000111111110000", "11111111000000001111")
+
+
+@pytest.mark.parametrize("rotation", ["varimax", "promax", "none"])
+def test_factor_analysis(capsys, rotation):
+    """Whatever the rotation, loadings times scores are what the factors say of the rows, and missing cells hold it."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 2)) @ np.array([[2, 2, 1, 0, 0.1, 0], [0, 0.2, 0, 1, 3, 30]]) + rng.normal(size=(40, 6))
+    names = ["a", "b", "c", "d", "e", "f"]
+    write_rows("data.csv", names, [["" if (i, j) == (3, 1) else v for j, v in enumerate(r)] for i, r in enumerate(x)])
+    run("fit", "data.csv", "--model", "factor-analysis", "--components", "2", "--starts", "2", "--missing",
+        "--rotation", rotation, "--output", "out", "--no-cache")  # fmt: skip
+    out = capsys.readouterr().out
+    assert "Factor analysis, 2 factors, fitted to 40 rows" in out
+    assert ("correlations" in out) == (rotation == "promax")
+    assert sorted(os.listdir("out")) == sorted([*FILES[1:], "imputed.csv", "loadings.csv", "scores.csv"])
+    header, *rows = read_csv("out/loadings.csv")
+    assert header == ["column", "factor_0", "factor_1", "standardized_0", "standardized_1", "communality", "noise"]
+    assert [row[0] for row in rows] == names
+    loadings, standardized, communality, noise = np.split(np.array([row[1:] for row in rows], float), [2, 4, 5], axis=1)
+    scores = np.array(read_csv("out/scores.csv")[1:], float)[:, 1:]
+    result = io.load("out/fit.npz")
+    params = result.params
+    with jax.enable_x64(True):
+        mask = np.ones(x.shape, bool)
+        mask[3, 1] = False
+        z = np.asarray(result.model.factor_scores(params, jaxem.Data(x=x, mask=mask)).mean)
+    np.testing.assert_allclose(scores @ loadings.T, z @ params.loadings.T, rtol=1e-4, atol=1e-3)
+    explained = np.sum(params.loadings**2, axis=1)
+    np.testing.assert_allclose(communality[:, 0], explained / (explained + params.noise), rtol=1e-5)
+    np.testing.assert_allclose(noise[:, 0], params.noise, rtol=1e-5)
+    np.testing.assert_allclose(standardized, loadings / np.sqrt(explained + params.noise)[:, None], rtol=1e-4)
+    assert np.all(np.sum(standardized, axis=0) > 0)
+    imputed = np.array(read_csv("out/imputed.csv")[1:], float)
+    np.testing.assert_allclose(imputed[mask], x[mask], rtol=1e-9)
+    np.testing.assert_allclose(imputed[3, 1], (params.mean + params.loadings @ z[3])[1], rtol=1e-6)
+    if rotation == "none":
+        np.testing.assert_allclose(
+            (loadings / noise).T @ loadings, np.diag(np.sum(loadings**2 / noise, axis=0)), atol=1e-3
+        )
+
+
+def test_the_number_of_factors_is_chosen(capsys):
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(200, 1)) @ np.full((1, 5), 2.0) + rng.normal(size=(200, 5))
+    write_rows("data.csv", list("abcde"), x)
+    run("fit", "data.csv", "--model", "ppca", "--components", "1:2", "--starts", "1", "--output", "out", "--no-cache")
+    assert re.search(r"^\*    1 ", capsys.readouterr().out, flags=re.M)
+    summary = read_json("out/fit.json")
+    assert summary["components"] == 1
+    assert [row["components"] for row in summary["selection"]["candidates"]] == [1, 2]
+    assert summary["factors"]["communalities"] == pytest.approx([0.8] * 5, abs=0.05)
+
+
+def test_default_numbers_of_factors():
+    """As many as the covariances can tell apart: 3 for 6 columns, and 1 where that is none."""
+    kind = models.MODELS["factor-analysis"]
+    for columns, factors in ((6, (1, 2, 3)), (3, (1,)), (2, (1,))):
+        table = tables.Table(np.zeros((9, columns)), tuple(map(str, range(columns))))
+        assert inputs.check_components(None, kind, inputs.Input("data", table, jaxem.Data(x=table.x))) == factors
+
+
 def test_missing_cells(capsys):
     write_rows("data.csv", ["a", "b"], [(0, 0), ("NA", 1), (0, ""), (1, 0), (20, 19), ("nan", 21), (18, "NULL")])
     run("fit", "data.csv", "--model", "poisson", "--components", "2", "--no-cache", status=2)
@@ -226,6 +416,11 @@ def test_missing_cells(capsys):
     rates = np.sort(io.load("out/fit.npz").params.likelihood.rate, axis=0)
     np.testing.assert_allclose(rates, [[1 / 3, 1 / 3], [19, 20]], atol=1e-3)
     assert read_json("out/fit.json")["data"]["missing_cells"] == 4
+    header, *imputed = read_csv("out/imputed.csv")
+    assert header == ["a", "b"]
+    np.testing.assert_allclose(
+        np.array(imputed, float)[[1, 2, 5, 6]], [[1 / 3, 1], [0, 1 / 3], [19, 21], [18, 20]], atol=1e-3
+    )
 
 
 BAD = [
@@ -234,7 +429,7 @@ BAD = [
     (["guess"], "invalid choice: 'guess'"),
     (
         ["fit", "faithful", "--model", "guess"],
-        "no model 'guess'; the models are gaussian-mixture, poisson-mixture, hmm",
+        "no model 'guess'; the models are gaussian-mixture, poisson-mixture, ",
     ),
     (["fit", "faithful", "--model", "hmm", "--emission", "guess"], "invalid choice: 'guess'"),
     (["fit", "faithful", "--emission", "poisson"], "--emission does not apply to --model gaussian-mixture"),
@@ -252,11 +447,30 @@ BAD = [
         ["fit", "weighted.csv", "--model", "hmm", "--sequence", "s", "--weights", "w"],
         "the rows of sequence 'u' differ in theirs",
     ),
-    (["fit", "missing.csv", "--missing"], "column 'b' is missing and others are not"),
+    (["fit", "faithful", "--model", "binomial", "--no-cache"], "binomial counts need --trials"),
+    (["fit", "faithful", "--model", "regression-mixture"], "--model regression-mixture needs --response"),
+    (
+        ["fit", "faithful", "--model", "regression-mixture", "--response", "x"],
+        "no column 'x'; its 2 columns are 'eruptions', 'waiting'",
+    ),
+    (
+        ["fit", "three.csv", "--model", "regression-mixture", "--response", "x"],
+        "column 'x' is not there; the columns are a, b",
+    ),
+    (
+        ["fit", "three.csv", "--model", "regression-mixture", "--response", "a", "--columns", "a"],
+        "no column of numbers besides the response 'a'",
+    ),
+    (["fit", "faithful", "--response", "waiting"], "--response does not apply to --model gaussian-mixture"),
+    (["fit", "faithful", "--rotation", "none"], "--rotation does not apply to --model gaussian-mixture"),
+    (
+        ["fit", "faithful", "--model", "factor-analysis", "--components", "2"],
+        "2 factors need more columns; faithful has 2 (eruptions, waiting)",
+    ),
     (["fit", "faithful", "--bogus"], "unrecognized arguments: --bogus"),
     (
         ["fit", "wine"],
-        "no file 'wine', nor a data set of that name; the data sets are earthquakes, faithful, hasselblad_deaths, iris",
+        "no file 'wine', nor a data set of that name; the data sets are airquality, earthquakes, faithful",
     ),
     (["fit", "."], ". is not a file"),
     (["fit", "missing.csv"], "column 'b': the value is missing"),
@@ -312,7 +526,8 @@ def test_a_file_wins_over_a_data_set_of_its_name(tmp_path):
 def test_default_components_are_no_more_than_the_rows(tmp_path):
     (tmp_path / "data.csv").write_text("a,w\n1,1\n2,0\n4,3\n")
     args = arguments.parser().parse_args(["fit", "data.csv", "--weights", "w"])
-    assert inputs.check_components(None, inputs.read(args, models.choose(args))) == (1, 2)
+    kind = models.choose(args)
+    assert inputs.check_components(None, kind, inputs.read(args, kind)) == (1, 2)
 
 
 @pytest.mark.parametrize(("text", "numbers"), [("3", (3,)), ("1:4", (1, 2, 3, 4)), ("4,1,4", (1, 4)), ("2:2", (2,))])
@@ -355,9 +570,10 @@ def test_a_cache_directory_that_cannot_be_written_is_done_without(tmp_path, monk
 
 
 def test_compiled_programs_are_kept(tmp_path):
+    before = jax.config.jax_compilation_cache_dir
     with process.compilation_cache(True):
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / "cache" / "jaxem" / "xla")
-    assert jax.config.jax_compilation_cache_dir is None
+    assert jax.config.jax_compilation_cache_dir == before
 
 
 def test_progress_on_a_terminal_is_one_line_that_is_rewritten(capsys):

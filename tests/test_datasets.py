@@ -7,7 +7,7 @@ from jaxem import datasets
 
 
 def test_names_are_those_that_load():
-    assert datasets.names() == ("earthquakes", "faithful", "hasselblad_deaths", "iris")
+    assert datasets.names() == ("airquality", "earthquakes", "faithful", "hasselblad_deaths", "iris", "values")
 
 
 @pytest.mark.parametrize("name", datasets.names())
@@ -15,7 +15,7 @@ def test_every_data_set_is_finite_and_says_where_it_comes_from(name):
     data = datasets.load(name)
     assert data.x.dtype == np.float64
     assert data.x.shape[1] == len(data.columns)
-    assert np.all(np.isfinite(data.x))
+    assert np.all(np.isfinite(data.x) if data.mask is None else np.isfinite(data.x) == data.mask)
     assert data.name == name
     assert data.description.endswith(".")
     assert data.source.endswith(".")
@@ -49,8 +49,21 @@ def test_earthquakes_are_a_sequence_of_years():
     assert (data.x[0, 0], data.x[-1, 0], data.x.sum()) == (13, 11, 2072)
 
 
+def test_airquality_has_missing_cells():
+    data = datasets.load("airquality")
+    assert data.x.shape == (153, 4)
+    assert (~data.mask).sum(axis=0).tolist() == [37, 7, 0, 0]
+    np.testing.assert_allclose(np.nanmean(data.x, axis=0), [42.129310, 185.931507, 9.957516, 77.882353], rtol=1e-6)
+
+
+def test_values():
+    data = datasets.load("values")
+    assert data.mask is None
+    assert sorted(set(data.x.ravel())) == [1, 2]
+    assert len(data.x) == 216
+    assert np.sum(np.all(data.x == 2, axis=1)) == 42
+
+
 def test_an_unknown_name_lists_those_there_are():
-    with pytest.raises(
-        ValueError, match="no data set 'wine'; there are earthquakes, faithful, hasselblad_deaths, iris"
-    ):
+    with pytest.raises(ValueError, match="no data set 'wine'; there are airquality, earthquakes, faithful, "):
         datasets.load("wine")

@@ -150,7 +150,8 @@ class TestSelect:
 class TestStarts:
     """Strategies look at weights, differ by key, and put K centres on K different rows."""
 
-    STRATEGIES = (jaxem.KMeansPlusPlus(), jaxem.RandomPoints(), jaxem.RandomResponsibilities())
+    SEGMENTS = jaxem.Segments(np.arange(60) / 60)
+    STRATEGIES = (jaxem.KMeansPlusPlus(), jaxem.RandomPoints(), jaxem.RandomResponsibilities(), SEGMENTS)
 
     @pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: type(s).__name__)
     def test_a_key_is_a_start(self, strategy):
@@ -176,6 +177,13 @@ class TestStarts:
         for seed in range(20):
             r = strategy.responsibilities(key(seed), features, weights, used)
             assert sorted(np.argmax(r, axis=1)[np.array([3, 30, 50])].tolist()) == [0, 1, 2]
+
+    def test_segments_follow_one_another(self):
+        features, used = jnp.asarray(X, jnp.float32), jnp.ones(3, bool)
+        for seed in range(5):
+            piece = np.argmax(self.SEGMENTS.responsibilities(key(seed), features, jnp.ones(60), used), axis=1)
+            assert piece[0] == 0
+            assert set(np.diff(piece)) <= {0, 1}
 
     def test_kmeans_plus_plus_spreads(self):
         """Far groups get a centre each far more often than random points give them one."""

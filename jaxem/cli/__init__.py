@@ -63,7 +63,7 @@ def _fit(args: argparse.Namespace) -> None:
     progress = Progress(sys.stderr)
     progress.stage(f"reading {args.data}")
     data = inputs.read(args, kind)
-    components = inputs.check_components(args.components, data)
+    components = inputs.check_components(args.components, kind, data)
     progress.clear()
     output = args.output or Path(f"jaxem-{data.name}")
     with output_directory(output), arithmetic(args.dtype), compilation_cache(not args.no_cache):

@@ -66,9 +66,16 @@ def _add_fit(commands: Any) -> None:
     add("--no-cache", action="store_true", help="keep no compiled programs for the next run")
 
     own = fit.add_argument_group("options of some models").add_argument
-    own("--covariance", choices=tuple(models.COVARIANCES), help="of Gaussian components (default: full)")
+    words = ", ".join(name for name in models.COVARIANCES if name.islower())
+    own("--covariance", choices=tuple(models.COVARIANCES), metavar="NAME",
+        help=f"of Gaussian components: {words}, or mclust's EII to VVV (default: full)")  # fmt: skip
     own("--prior", type=_not_negative, metavar="STRENGTH", help="a prior worth so many rows in every component")
-    own("--emission", choices=models.variants("emission"), help="what a state emits (default: gaussian)")
+    own("--trials", type=_count, help="of every binomial count")
+    own("--emission", choices=models.variants("emission"), metavar="NAME",
+        help=f"what a state emits: {', '.join(models.variants('emission'))} (default: gaussian)")  # fmt: skip
+    own("--response", metavar="COLUMN", help="the column that a regression explains by the others")
+    own("--family", choices=models.variants("family"), help="of a regression (default: linear)")
+    own("--rotation", choices=("varimax", "promax", "none"), help="of the loadings (default: varimax; of ppca none)")
     own("--sequence", metavar="COLUMN", help="the column that names the sequence of each row (default: one sequence)")
     own("--left-to-right", action="store_true", help="states follow one another; none is returned to")
 

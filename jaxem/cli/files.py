@@ -16,11 +16,11 @@ import jax
 import numpy as np
 
 import jaxem
-from jaxem.cli.fitting import Fitted
+from jaxem.cli.fitting import Assignment, Factors, Fitted
 from jaxem.cli.inputs import Input
 from jaxem.cli.models import Kind
 from jaxem.io import save, write_atomically
-from jaxem.result import Result, describe
+from jaxem.result import Result, describe, size
 from jaxem.select import Selection
 from jaxem.status import Status
 
@@ -29,9 +29,13 @@ def write(output: Path, args: argparse.Namespace, kind: Kind, data: Input, fitte
     """Write every file whole or not at all; returns their names."""
     save(output / "fit.npz", fitted.best)
     written = ["fit.npz"]
-    contents = {"fit.json": json_bytes(args, data, fitted), "assignments.csv": assignments(kind, data, fitted)}
+    contents = {"fit.json": json_bytes(args, data, fitted)}
+    if isinstance(fitted.found, Factors):
+        contents |= {"scores.csv": scores(data, fitted.found), "loadings.csv": loadings(data, fitted.found)}
+    else:
+        contents["assignments.csv"] = assignments(kind, data, fitted.found)
     if fitted.imputed is not None:
-        contents["imputed.csv"] = csv_bytes(data.columns, "%.10g", fitted.imputed)
+        contents["imputed.csv"] = imputed(data, fitted.imputed)
     for name, content in contents.items():
         write_atomically(output / name, lambda file, content=content: _put(file, content))
         written.append(name)
@@ -50,20 +54,25 @@ def _put(file: BinaryIO, content: bytes) -> None:
 def _picture(data: Input, fitted: Fitted) -> Any:
     from jaxem.plot import fit_picture
 
+    if isinstance(fitted.found, Factors):
+        found = {"loadings": fitted.found.standardized}
+    else:
+        found = {"responsibilities": fitted.found.responsibilities, "assigned": fitted.found.assigned}
     return fit_picture(
         fitted.best if fitted.selection is None else fitted.selection,
         data.data,
         data.columns,
+        categories=data.table.categories,
+        inputs=data.inputs,
         weights=data.weights,
-        responsibilities=fitted.responsibilities,
-        assigned=fitted.assigned,
         title=data.name,
+        **found,
     )
 
 
-def assignments(kind: Kind, data: Input, fitted: Fitted) -> bytes:
+def assignments(kind: Kind, data: Input, found: Assignment) -> bytes:
     """row, of sequences the sequence, component, its probability, and the probability of every component, as csv."""
-    r, assigned = data.in_file_order(fitted.responsibilities), data.in_file_order(fitted.assigned)
+    r, assigned = data.in_file_order(found.responsibilities), data.in_file_order(found.assigned)
     chosen = np.take_along_axis(r, assigned[:, None], axis=1)
     rows = np.arange(len(r))[:, None]
     if data.data.starts is None:
@@ -74,6 +83,32 @@ def assignments(kind: Kind, data: Input, fitted: Fitted) -> bytes:
     words = [_quoted(name) for name in data.table.group_names or ("0",)]
     leading = [f"{row},{words[group]},{state}" for row, (group, state) in enumerate(zip(groups, assigned))]
     return csv_bytes(names, "%.6g", np.hstack([chosen, r]), leading=leading)
+
+
+def scores(data: Input, found: Factors) -> bytes:
+    """row, and its score on every factor, as csv."""
+    names = ["row", *(f"factor_{k}" for k in range(found.scores.shape[1]))]
+    return csv_bytes(names, "%.6g", found.scores, np.arange(len(found.scores))[:, None])
+
+
+def loadings(data: Input, found: Factors) -> bytes:
+    """Of every column the loadings, those on a column of variance 1, the communality and the noise, as csv."""
+    count = found.loadings.shape[1]
+    names = ["column", *(f"factor_{k}" for k in range(count)), *(f"standardized_{k}" for k in range(count))]
+    values = [found.loadings, found.standardized, found.communalities[:, None], found.noise[:, None]]
+    leading = [_quoted(name) for name in data.columns]
+    return csv_bytes([*names, "communality", "noise"], "%.6g", np.hstack(values), leading=leading)
+
+
+def imputed(data: Input, values: np.ndarray) -> bytes:
+    """The data with their missing cells filled in, codes by their names, as csv."""
+    columns = []
+    for column, names in zip(values.T, data.table.categories, strict=True):
+        words = [f"{value:.10g}" for value in column] if names is None else [names[int(code)] for code in column]
+        columns.append(words)
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows([data.columns, *zip(*columns, strict=True)])
+    return buffer.getvalue().encode()
 
 
 def csv_bytes(
@@ -110,7 +145,7 @@ def _summary(args: argparse.Namespace, data: Input, fitted: Fitted) -> dict[str,
         "settings": settings | {"output": None if args.output is None else str(args.output)},
         "data": _data_summary(data) | {"weight": best.weight},
         "model": describe(best.model),
-        "components": best.model.num_components,
+        "components": size(best.model),
         "status": {"name": status.label, "text": status.text, "converged": best.converged, "steps": best.steps},
         "log_likelihood": best.log_likelihood,
         "objective": best.objective,
@@ -122,6 +157,9 @@ def _summary(args: argparse.Namespace, data: Input, fitted: Fitted) -> dict[str,
         "parameters": best.params,
         "starts": _starts_summary(best),
     }
+    if isinstance(fitted.found, Factors):
+        skipped = {"scores", "noise"}
+        summary["factors"] = {name: value for name, value in vars(fitted.found).items() if name not in skipped}
     if fitted.selection is not None:
         summary["selection"] = _selection_summary(fitted.selection)
     return summary
@@ -129,6 +167,8 @@ def _summary(args: argparse.Namespace, data: Input, fitted: Fitted) -> dict[str,
 
 def _data_summary(data: Input) -> dict[str, Any]:
     summary: dict[str, Any] = {"name": data.name, "rows": data.num_rows, "columns": data.columns}
+    if data.inputs:
+        summary["inputs"] = data.inputs
     if data.data.mask is not None:
         summary["missing_cells"] = int(np.isnan(data.table.x).sum())
     if data.data.starts is not None:
@@ -153,7 +193,7 @@ def _starts_summary(result: Result) -> dict[str, Any]:
 def _selection_summary(selection: Selection) -> dict[str, Any]:
     rows = [
         {
-            "components": result.model.num_components,
+            "components": size(result.model),
             "log_likelihood": result.log_likelihood,
             "free_parameters": result.num_free_parameters,
             selection.criterion: value,
@@ -161,7 +201,7 @@ def _selection_summary(selection: Selection) -> dict[str, Any]:
         }
         for result, value in zip(selection.results, selection.values, strict=True)
     ]
-    return {"criterion": selection.criterion, "chosen": selection.best.model.num_components, "candidates": rows}
+    return {"criterion": selection.criterion, "chosen": size(selection.best.model), "candidates": rows}
 
 
 def _plain(value: Any) -> Any:

@@ -21,7 +21,8 @@ DEFAULT_COMPONENTS = tuple(range(1, 10))
 class Input:
     """The data of a fit and what to call them.
 
-    data, weights: what is fitted. order: the row of the file of every row that is fitted, None where they are the same.
+    table: of what is modelled; of a regression of the response. data, weights: what is fitted. order: the row of the file
+    of every row that is fitted, None where they are the same. inputs: the names of the columns of data.inputs.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Input:
     data: Data
     weights: np.ndarray | None = None
     order: np.ndarray | None = None
+    inputs: tuple[str, ...] = ()
 
     @property
     def num_rows(self) -> int:
@@ -43,9 +45,10 @@ class Input:
         notes = "" if self.table.weights is None else f", weights with sum {self.table.weights.sum():g}"
         if len(self.table.group_names) > 1:
             notes += f", {len(self.table.group_names)} sequences"
-        columns = ", ".join(self.columns[:8]) + (", …" if len(self.columns) > 8 else "")
-        plural = "s" if len(self.columns) > 1 else ""
-        return f"{self.name}: {self.num_rows} rows, {len(self.columns)} column{plural} ({columns}){notes}"
+        what = f"{len(self.columns)} column{'s' if len(self.columns) > 1 else ''} ({_listed(self.columns)})"
+        if self.inputs:
+            what = f"response {_listed(self.columns)} given {_listed(self.inputs)}"
+        return f"{self.name}: {self.num_rows} rows, {what}{notes}"
 
     def in_file_order(self, rows: np.ndarray) -> np.ndarray:
         """What was found for every row, in the order of the file."""
@@ -56,9 +59,15 @@ class Input:
         return back
 
 
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+
+
 def read(args: argparse.Namespace, kind: Kind) -> Input:
     """The data file, or the data set, that was asked for."""
     name, path, columns, weights = _find(args)
+    if "response" in kind.options:
+        columns = _with_response(args, columns)
     try:
         table = tables.read(path, columns, weights, values=kind.values, missing=args.missing, groups=args.sequence)
     except tables.MissingValueError as error:
@@ -67,12 +76,35 @@ def read(args: argparse.Namespace, kind: Kind) -> Input:
         raise
     for column, reason in table.left_out:
         say(f"jaxem: note: column {column!r} is left out: {reason}")
+    if "response" in kind.options:
+        return _regression(name, path, args.response, table)
     mask = _mask(path, table, args.model, kind.cells)
     order, starts = _sequences(table, "sequence" in kind.options)
     x = table.x if mask is None else _filled(table.x)
     picked = [None if a is None or order is None else a[order] for a in (x, mask, table.weights)]
     x, mask, weights = picked if order is not None else (x, mask, table.weights)
     return Input(name, table, Data(x=x, mask=mask, starts=starts), weights, order)
+
+
+def _with_response(args: argparse.Namespace, columns: Sequence[str] | None) -> Sequence[str] | None:
+    if args.response is None:
+        raise CommandError(f"--model {args.model} needs --response, the column that is to be explained by the others")
+    return columns if columns is None or args.response in columns else [*columns, args.response]
+
+
+def _regression(name: str, path: Path, response: str, table: tables.Table) -> Input:
+    """The column of the response, and the others as inputs."""
+    if response not in table.columns:
+        why = dict(table.left_out).get(response)
+        reason = f"is no response: {why}" if why else f"is not there; the columns are {', '.join(table.columns)}"
+        raise CommandError(f"{path}: column {response!r} {reason}")
+    others = [i for i, column in enumerate(table.columns) if column != response]
+    if not others:
+        raise CommandError(f"{path}: there is no column of numbers besides the response {response!r}")
+    at = table.columns.index(response)
+    own = dataclasses.replace(table, x=table.x[:, [at]], columns=(response,), categories=(None,))
+    inputs = tuple(table.columns[i] for i in others)
+    return Input(name, own, Data(x=own.x, inputs=table.x[:, others]), table.weights, inputs=inputs)
 
 
 def _find(args: argparse.Namespace) -> tuple[str, Path, Sequence[str] | None, str | None]:
@@ -139,12 +171,24 @@ def _sequences(table: tables.Table, sequential: bool) -> tuple[np.ndarray | None
     return (None if np.array_equal(order, np.arange(len(order))) else order), starts
 
 
-def check_components(given: tuple[int, ...] | None, data: Input) -> tuple[int, ...]:
-    """The numbers of components to try: as asked for, or as many of the default ones as there are rows."""
+def check_components(given: tuple[int, ...] | None, kind: Kind, data: Input) -> tuple[int, ...]:
+    """The numbers of components to try: as asked for, or as many of the default ones as the data allow."""
+    if kind.unit == "factor":
+        return _check_factors(given, data)
     rows = data.num_rows if data.weights is None else int(np.count_nonzero(data.weights))
     if given is None:
         return tuple(k for k in DEFAULT_COMPONENTS if k <= max(rows, 1))
     if max(given) > rows:
         rows_of = "rows" if data.weights is None else "rows of positive weight"
-        raise CommandError(f"{max(given)} components need at least as many rows; {data.name} has {rows} {rows_of}")
+        raise CommandError(f"{max(given)} {kind.unit}s need at least as many rows; {data.name} has {rows} {rows_of}")
     return given
+
+
+def _check_factors(given: tuple[int, ...] | None, data: Input) -> tuple[int, ...]:
+    """By default as many factors as the covariances of the columns can tell apart (Ledermann 1937), but always one."""
+    d = len(data.columns)
+    most = max(given) if given else 1
+    if most >= d:
+        plural = "s" if most > 1 else ""
+        raise CommandError(f"{most} factor{plural} need more columns; {data.name} has {d} ({', '.join(data.columns)})")
+    return given or tuple(k for k in DEFAULT_COMPONENTS if k == 1 or (k < d and (d - k) ** 2 >= d + k))

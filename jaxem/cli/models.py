@@ -31,7 +31,18 @@ COVARIANCES = {
 # More rows than this are fitted block by block: the responsibilities of all starts would fill the memory.
 _CHUNKED_ROWS = 200_000
 # The options that only some models have, as `argparse` names them.
-_OWN = ("covariance", "prior", "missing", "emission", "sequence", "left_to_right")
+_OWN = (
+    "covariance",
+    "prior",
+    "missing",
+    "emission",
+    "sequence",
+    "left_to_right",
+    "trials",
+    "rotation",
+    "response",
+    "family",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +85,38 @@ class _Part:
 
 _FAMILIES = {
     "gaussian": _Part(
-        "normal distributions", lambda args, data: jaxem.Gaussian(_covariance(args)), frozenset({"covariance"})
+        "normal distributions",
+        lambda args, data: jaxem.Gaussian(_covariance(args)),
+        frozenset({"covariance"}),
+        cells=True,
     ),
     "poisson": _Part("Poisson counts", lambda args, data: jaxem.Poisson(), cells=True),
+    "categorical": _Part(
+        "categories, as words or whole numbers",
+        lambda args, data: jaxem.Categorical(tuple(len(names or ()) for names in data.table.categories)),
+        values="categories",
+        cells=True,
+    ),
+    "bernoulli": _Part("answers 0 or 1", lambda args, data: jaxem.Bernoulli(), cells=True),
+    "binomial": _Part(
+        "numbers of successes",
+        lambda args, data: jaxem.Binomial(_trials(args, data)),
+        frozenset({"trials"}),
+        cells=True,
+    ),
+    "gamma": _Part("positive numbers of any skewness", lambda args, data: jaxem.Gamma(), cells=True),
+    "exponential": _Part("waiting times", lambda args, data: jaxem.Exponential(), cells=True),
+    "lognormal": _Part("positive numbers with normal logarithms", lambda args, data: jaxem.LogNormal(), cells=True),
+    "inverse-gaussian": _Part("first passage times", lambda args, data: jaxem.InverseGaussian(), cells=True),
+    "multinomial": _Part("rows of counts, given their sums", lambda args, data: jaxem.Multinomial()),
+    "geometric": _Part("numbers of failures", lambda args, data: jaxem.Geometric(), cells=True),
 }
+
+
+def _trials(args: Options, data: Input) -> int:
+    if args.trials is None:
+        raise CommandError("binomial counts need --trials, the number of trials of each row")
+    return args.trials
 
 
 def _covariance(args: Options) -> Covariance:
@@ -86,10 +125,7 @@ def _covariance(args: Options) -> Covariance:
 
 def _mixture(part: _Part) -> Kind:
     def build(args: Options, data: Input, num_components: int) -> Model:
-        model: Model = jaxem.Mixture(part.build(args, data), num_components)
-        if data.num_rows > _CHUNKED_ROWS:
-            model = jaxem.Chunked(model)
-        return _with_prior(args, model)
+        return _with_prior(args, _in_memory(jaxem.Mixture(part.build(args, data), num_components), data))
 
     return Kind(f"mixture of {part.text}", build, part.options | {"prior", "missing"}, part.values, part.cells)
 
@@ -107,20 +143,53 @@ def _hmm(part: _Part) -> Kind:
     return Kind(text, build, options, part.values, part.cells, "state", ("bic", "aic"))
 
 
+def _regressions(text: str, family: Callable[[], Family]) -> Kind:
+    def build(args: Options, data: Input, num_components: int) -> Model:
+        return _in_memory(jaxem.Mixture(family(), num_components), data)
+
+    return Kind(text, build, frozenset({"response", "family"}))
+
+
+def _in_memory(model: Model, data: Input) -> Model:
+    return jaxem.Chunked(model) if data.num_rows > _CHUNKED_ROWS else model
+
+
 def _with_prior(args: Options, model: Model) -> Model:
     return jaxem.WithPrior(model, args.prior) if args.prior else model
 
 
+def _factors(text: str, name: str) -> Kind:
+    def build(args: Options, data: Input, num_factors: int) -> Model:
+        return getattr(jaxem, name)(num_factors)
+
+    return Kind(text, build, frozenset({"rotation", "missing"}), cells=True, unit="factor", criteria=("bic", "aic"))
+
+
+def _mixture_name(family: str) -> str:
+    return "latent-class" if family == "categorical" else f"{family}-mixture"
+
+
 #: The models by name; a mixture is also known by the name of its family alone.
 MODELS: dict[str, Kind | Variants] = {
-    **{f"{name}-mixture": _mixture(part) for name, part in _FAMILIES.items()},
+    **{_mixture_name(name): _mixture(part) for name, part in _FAMILIES.items()},
+    "regression-mixture": Variants(
+        "mixture of regressions of one column on the others",
+        "family",
+        {
+            "linear": _regressions("mixture of linear regressions", jaxem.LinearRegression),
+            "logistic": _regressions("mixture of logistic regressions", jaxem.LogisticRegression),
+            "poisson": _regressions("mixture of Poisson regressions", jaxem.PoissonRegression),
+        },
+    ),
+    "factor-analysis": _factors("factor analysis, with a noise variance of each column", "FactorAnalysis"),
+    "ppca": _factors("probabilistic principal components, with one noise variance", "PPCA"),
     "hmm": Variants("hidden Markov model", "emission", {name: _hmm(part) for name, part in _FAMILIES.items()}),
 }
 
 
 def canonical(name: str) -> str | None:
     """The name of a model in the table, from any it is known by; None where there is none."""
-    return next((known for known in (name, f"{name}-mixture") if known in MODELS), None)
+    return next((known for known in (name, _mixture_name(name)) if known in MODELS), None)
 
 
 def variants(option: str) -> tuple[str, ...]:
@@ -161,8 +230,7 @@ def listing() -> str:
     """The table of the models, for the help."""
     lines = []
     for name, row in MODELS.items():
-        alias = name.removesuffix("-mixture")
-        known = name if alias == name else f"{name}, {alias}"
         options = " ".join(_typed(option) for option in _OWN if option in _options(row) and option != "missing")
-        lines.append(f"  {known:<34} {row.text}\n  {'':<34} {options}")
+        lines.append(f"  {name:<26}{row.text}\n  {'':<26}{options}".rstrip())
+    lines.append("of a name that ends in -mixture the beginning is enough; all but regression-mixture take --missing")
     return "\n".join(lines)

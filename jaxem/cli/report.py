@@ -9,16 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from jaxem.cli.fitting import Fitted
+from jaxem.cli.fitting import Factors, Fitted
 from jaxem.cli.inputs import Input
 from jaxem.cli.models import Kind
-from jaxem.families import GaussianParams
+from jaxem.families import GaussianParams, LinearRegressionParams
 from jaxem.latents import MarkovChainParams
 from jaxem.plot.subject import covariances
 from jaxem.result import Result
 
 # The parameters of no more columns than this are printed; fit.json has them all.
 _PRINTED_COLUMNS = 24
+_PRINTED_ROWS = 40
 
 #: Columns of numbers, or words, by their headings.
 Columns = dict[str, Any]
@@ -29,7 +30,9 @@ def text(kind: Kind, data: Input, fitted: Fitted) -> str:
     parts = [data.title]
     if fitted.selection is not None:
         parts.append(str(fitted.selection))
-    parts += [str(fitted.best), _components(kind, data, fitted.best)]
+    found = fitted.found
+    shown = _factors(data, found) if isinstance(found, Factors) else _components(kind, data, fitted.best)
+    parts += [str(fitted.best), shown]
     return "\n\n".join(parts) + "\n"
 
 
@@ -37,14 +40,13 @@ def _components(kind: Kind, data: Input, result: Result) -> str:
     """The parameters of every component, a line each, as many columns side by side as the terminal has room for."""
     params = result.params
     first = _side_by_side([cells(title, columns) for title, columns in _of_latent(kind, params.latent)])
-    groups = [cells(title, columns) for title, columns in _of_components(params)]
-    for i, name in enumerate(data.columns[:_PRINTED_COLUMNS]):
-        categories = data.table.categories[i]
-        groups.append(cells(name, _of_column(result, i, categories)))
+    groups = [*_of_components(params), *_of_columns(data, result)]
+    blocks = [cells(title, columns) for title, columns in groups if columns]
     width = shutil.get_terminal_size((120, 24)).columns - len(first[0]) - 3
-    lines = [_join_lines(first, block) for block in _fill([group for group in groups if group[0] or group[1]], width)]
-    if len(data.columns) > _PRINTED_COLUMNS:
-        lines.append(f"… and {len(data.columns) - _PRINTED_COLUMNS} more columns: see fit.json")
+    lines = [_join_lines(first, block) for block in _fill(blocks, width)] or ["\n".join(first)]
+    hidden = max(len(data.columns), len(data.inputs) + 1 if data.inputs else 0) - _PRINTED_COLUMNS
+    if hidden > 0:
+        lines.append(f"… and {hidden} more columns: see fit.json")
     return "\n\n".join(lines)
 
 
@@ -69,6 +71,19 @@ def _of_components(params: Any) -> Iterator[tuple[str, Columns]]:
             yield "", {field.name: values}
 
 
+def _of_columns(data: Input, result: Result) -> Iterator[tuple[str, Columns]]:
+    """What a component has for every column; of a regression its coefficients, and the spread of the noise."""
+    if data.inputs:
+        likelihood = result.params.likelihood
+        for i, name in enumerate(("intercept", *data.inputs)[:_PRINTED_COLUMNS]):
+            yield "", {name: likelihood.coefficients[:, 0, i]}
+        if isinstance(likelihood, LinearRegressionParams):
+            yield "", {"sd": np.sqrt(likelihood.variance[:, 0])}
+        return
+    for i, name in enumerate(data.columns[:_PRINTED_COLUMNS]):
+        yield name, _of_column(result, i, data.table.categories[i])
+
+
 def _of_column(result: Result, i: int, categories: tuple[str, ...] | None) -> Columns:
     """Numbers that a component has for every column: [K, D], or [K, D, C] where the column has categories."""
     likelihood = result.params.likelihood
@@ -76,7 +91,30 @@ def _of_column(result: Result, i: int, categories: tuple[str, ...] | None) -> Co
     if covariance is not None:
         return {"mean": likelihood.mean[:, i], "sd": np.sqrt(covariance[:, i, i])}
     fields = {field.name: np.asarray(getattr(likelihood, field.name)) for field in dataclasses.fields(likelihood)}
+    if categories is not None:
+        prob = next(values for values in fields.values() if values.ndim == 3)
+        return {name: prob[:, i, code] for code, name in enumerate(categories)}
     return {name: values[:, i] for name, values in fields.items() if values.ndim == 2}
+
+
+def _factors(data: Input, found: Factors) -> str:
+    """The loadings on standardized columns, a line for every column; of oblique factors their correlations."""
+    shown = slice(_PRINTED_ROWS)
+    count = found.loadings.shape[1]
+    width = max(map(len, ["column", *data.columns[shown]]))
+    names = [" " * width, "column".ljust(width), *(name.ljust(width) for name in data.columns[shown])]
+    loadings = {str(k): found.standardized[shown, k] for k in range(count)}
+    blocks = [names, cells("standardized loadings", loadings)]
+    blocks.append(cells("", {"communality": found.communalities[shown], "noise sd": np.sqrt(found.noise[shown])}))
+    parts = [_side_by_side(blocks)]
+    if len(data.columns) > _PRINTED_ROWS:
+        parts[0].append(f"… and {len(data.columns) - _PRINTED_ROWS} more columns: see loadings.csv")
+    if not np.allclose(found.covariance, np.eye(count)):
+        first = cells("", {"factor": range(count)})
+        parts.append(
+            _side_by_side([first, cells("correlations", {str(k): found.covariance[:, k] for k in range(count)})])
+        )
+    return "\n\n".join("\n".join(line.rstrip() for line in lines) for lines in parts)
 
 
 # Cells.
@@ -112,4 +150,5 @@ def _fill(groups: list[list[str]], width: int) -> Iterator[list[str]]:
             yield _side_by_side(row)
             row = []
         row.append(group)
-    yield _side_by_side(row)
+    if row:
+        yield _side_by_side(row)

@@ -73,10 +73,6 @@ class LatentModel(Model):
         return self.latent.num_components
 
     @property
-    def sequential(self) -> bool:  # type: ignore[override]
-        return self.latent.sequential
-
-    @property
     def min_examples(self) -> int:
         return self.latent.min_examples
 

@@ -7,21 +7,25 @@ matplotlib is imported inside the functions: the rest of jaxem neither needs nor
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from jaxem.families import BernoulliParams, CategoryParams
 from jaxem.io import write_atomically
 from jaxem.plot.choice import draw_choice
 from jaxem.plot.components import draw_components
+from jaxem.plot.factors import draw_loadings
+from jaxem.plot.profiles import draw_profiles
+from jaxem.plot.regressions import draw_regressions
 from jaxem.plot.sequences import draw_sequences
 from jaxem.plot.starts import draw_starts
 from jaxem.plot.style import INK, number
 from jaxem.plot.subject import Subject, subject
-from jaxem.result import Result
+from jaxem.result import Result, size
 from jaxem.select import Selection
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 __all__ = ["fit_picture", "save_picture"]
 
@@ -31,26 +35,31 @@ def fit_picture(
     data: Any,
     columns: Sequence[str] | None = None,
     *,
+    categories: Sequence[Sequence[str] | None] | None = None,
+    inputs: Sequence[str] = (),
     weights: Any = None,
     responsibilities: Any = None,
     assigned: Any = None,
+    loadings: Any = None,
     title: str = "",
 ) -> Figure:
     """The data with what was found in them, the way there from every start, and, for a selection, the choice.
 
     data: what was fitted, an array [N, D] or a `Data`; of a mixture with D > 2 the two columns in which the components
-    differ most are shown, of flat sequences the longest. columns: their names. weights: of the rows. responsibilities:
-    p(z | x), [N, K], and assigned: the most probable z, [N]; both are computed when not given. Raises ImportError
-    without matplotlib and ValueError for data of another shape than the fit's.
+    differ most are shown, of flat sequences the longest. columns: their names. categories: for every column of codes what
+    the codes are called. inputs: the names of the inputs of regressions. weights: of the rows. responsibilities:
+    p(z | x), [N, K], and assigned: the most probable z, [N]; both are computed when not given. loadings: of a factor
+    model on standardized columns, [D, L], by default those of the fit. Raises ImportError without matplotlib and
+    ValueError for data of another shape than the fit's.
     """
     from matplotlib.figure import Figure
 
     result = fit.best if isinstance(fit, Selection) else fit
-    shown = subject(result, data, columns, weights, responsibilities, assigned)
+    shown = subject(result, data, columns, categories, inputs, weights, responsibilities, assigned, loadings)
     figure = Figure(figsize=(11.5, 5.6), facecolor="white", layout="constrained")
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08, wspace=0.04, hspace=0.06)
     left, right = figure.subfigures(1, 2, width_ratios=[1.35, 1])
-    (draw_components if shown.starts is None else draw_sequences)(left, shown)
+    _panel(shown)(left, shown)
     if isinstance(fit, Selection) and len(fit.results) > 1:
         above, below = right.subplots(2, 1)
         draw_choice(below, fit, shown.unit)
@@ -61,13 +70,23 @@ def fit_picture(
     return figure
 
 
+def _panel(shown: Subject) -> Callable[[SubFigure, Subject], None]:
+    if shown.loadings is not None:
+        return draw_loadings
+    if shown.inputs is not None:
+        return draw_regressions
+    if shown.starts is not None:
+        return draw_sequences
+    return draw_profiles if isinstance(shown.params, (BernoulliParams, CategoryParams)) else draw_components
+
+
 def save_picture(path: str | os.PathLike, figure: Figure, dpi: int = 150) -> None:
     """Write a figure as png, whole or not at all."""
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=dpi))
 
 
 def _headline(shown: Subject, title: str) -> str:
-    result, k = shown.result, shown.result.model.num_components
+    result, k = shown.result, size(shown.result.model)
     parts = [f"{k} {shown.unit}{'s' if k > 1 else ''}", f"log-likelihood {number(result.log_likelihood)}"]
     if result.num_free_parameters is not None:
         parts.append(f"BIC {number(result.bic)}")

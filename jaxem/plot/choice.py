@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jaxem.plot.style import COLORS, INK, STATUS_COLORS, legend, style
+from jaxem.result import size
 from jaxem.select import Selection
 from jaxem.status import Status
 
@@ -18,7 +19,7 @@ def draw_choice(axes: Axes, selection: Selection, unit: str) -> None:
     """The criterion of every model; hollow where the fit is degenerate, and so its likelihood not real."""
     from matplotlib.ticker import MaxNLocator
 
-    counts = np.array([result.model.num_components for result in selection.results])
+    counts = np.array([size(result.model) for result in selection.results])
     values = np.array(selection.values, float)
     sound = np.array([result.status.usable and not result.degenerate for result in selection.results])
     shown = np.isfinite(values)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxem.families import PoissonParams
+from jaxem.families import BinomialParams, GeometricParams, MultinomialParams, PoissonParams
 from jaxem.model import Data
 from jaxem.plot.style import DASHES, DATA, INK, color, legend, marker, style, whole_numbers
 from jaxem.plot.subject import Subject, covariances, family, means
@@ -24,7 +24,7 @@ _MOST_COLUMNS = 40
 # More different counts than this are not told apart.
 _MOST_COUNTS = 200
 # Families of counts.
-_COUNTS = (PoissonParams,)
+_COUNTS = (PoissonParams, BinomialParams, GeometricParams, MultinomialParams)
 
 
 def draw_components(figure: SubFigure, shown: Subject) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jaxem.families import CategoryParams
 from jaxem.plot.style import FAINT, INK, color, legend, marker, style, whole_numbers
 from jaxem.plot.subject import Subject, means
 
@@ -25,15 +26,19 @@ def draw_sequences(figure: SubFigure, shown: Subject) -> None:
     steps = slice(begin, min(end, begin + _MOST_STEPS))
     count = min(shown.x.shape[1], _MOST_COLUMNS)
     panels = figure.subplots(count + 1, 1, sharex=True, height_ratios=[2.0 / count] * count + [0.8])
-    mean = means(shown.result)
+    mean = None if _coded(shown) else means(shown.result)
     for i, axes in enumerate(panels[:-1]):
         _draw_column(axes, shown, steps, i, mean)
         style(axes, _title(shown, begin, end) if i == 0 else "", "", shown.columns[i], grid="y")
-    share = {k: f"{k}:  {value:.1%}" for k, value in enumerate(shown.shares)}
-    for k, label in share.items():
-        panels[0].plot([], [], linestyle="none", marker=marker(k), color=color(k), label=label)
-    legend(panels[0], title="state: share", title_fontsize=8.5, loc="best", ncols=1 + (len(share) - 1) // 6)
+    for k, share in enumerate(shown.shares):
+        panels[0].plot([], [], linestyle="none", marker=marker(k), color=color(k), label=f"{k}:  {share:.1%}")
+    legend(panels[0], title="state: share", title_fontsize=8.5, loc="upper left", bbox_to_anchor=(1, 1))
     _draw_posterior(panels[-1], shown, steps)
+
+
+def _coded(shown: Subject) -> bool:
+    """Whether columns hold codes, of which there is no mean."""
+    return isinstance(shown.params, CategoryParams)
 
 
 def _longest(shown: Subject) -> tuple[int, int]:
@@ -50,14 +55,19 @@ def _title(shown: Subject, begin: int, end: int) -> str:
         notes.append(f"its first {_MOST_STEPS} of {end - begin:,} steps")
     if shown.x.shape[1] > _MOST_COLUMNS:
         notes.append(f"{_MOST_COLUMNS} of {shown.x.shape[1]} columns")
-    what = "Steps by the state of the most probable path, and the mean of that state"
+    what = "Steps by the state of the most probable path" + ("" if _coded(shown) else ", and the mean of that state")
     return what + ("\n" + "; ".join(notes) if notes else "")
 
 
 def _draw_column(axes: Axes, shown: Subject, steps: slice, i: int, mean: np.ndarray | None) -> None:
     x, path = shown.x[steps, i], shown.assigned[steps]
     time = np.arange(len(x))
-    axes.plot(time, x, color=FAINT, linewidth=0.8, alpha=0.6, zorder=1)
+    if not _coded(shown):
+        axes.plot(time, x, color=FAINT, linewidth=0.8, alpha=0.6, zorder=1)
+    elif shown.categories is not None and shown.categories[i] is not None:
+        names = shown.categories[i]
+        axes.set_yticks(range(len(names)), names)
+        axes.margins(y=0.2)
     if mean is not None:
         expected = np.where(path >= 0, mean[np.maximum(path, 0), i], np.nan)
         axes.step(time, expected, where="mid", color=INK, linewidth=1.2, alpha=0.8, zorder=2)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 COLORS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#AA3377", "#66CCEE", "#777777")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK, FAINT, GRID, DATA = "#222222", "#777777", "#E6E6E6", "#D5D8DC"
+# Labels longer than this are cut.
+_LONGEST = 24
 DASHES = (0, (5, 2))
 STATUS_COLORS = {
     Status.CONVERGED: "#4477AA",
@@ -26,6 +28,11 @@ OTHER_STATUS = "#AA3377"
 
 def number(value: float) -> str:
     return f"{value:.3f}".replace("-", "−")
+
+
+def cut(text: str) -> str:
+    """A label that leaves room for the picture."""
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
 def whole_numbers(axes: Axes) -> None:

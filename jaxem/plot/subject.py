@@ -12,22 +12,28 @@ import numpy as np
 from jaxem.families import Gaussian, GaussianParams
 from jaxem.latents import MarkovChain
 from jaxem.model import Data, Family, Model, UnsupportedError, as_data
-from jaxem.models import LatentModel
+from jaxem.models import FactorParams, LatentModel
 from jaxem.result import Result
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
     """x: [N, D], NaN where a cell is missing. assigned: −1 where a row is missing whole. starts: where sequences begin,
-    None where rows are independent. shares: of the components in the data, [K]."""
+    None where rows are independent. categories: for every column of codes their names. inputs: of regressions, [N, C].
+    loadings: of a factor model. shares: of the components, [K].
+    """
 
     result: Result
     x: np.ndarray
     columns: list[str]
     weights: np.ndarray
-    responsibilities: np.ndarray
-    assigned: np.ndarray
-    starts: np.ndarray | None
+    categories: Sequence[Sequence[str] | None] | None = None
+    responsibilities: Any = None
+    assigned: Any = None
+    starts: np.ndarray | None = None
+    inputs: np.ndarray | None = None
+    input_names: Sequence[str] = ()
+    loadings: np.ndarray | None = None
 
     @property
     def params(self) -> Any:
@@ -44,11 +50,21 @@ class Subject:
 
     @property
     def unit(self) -> str:
+        if self.loadings is not None:
+            return "factor"
         return "component" if self.starts is None else "state"
 
 
 def subject(
-    result: Result, data: Any, columns: Sequence[str] | None, weights: Any, responsibilities: Any, assigned: Any
+    result: Result,
+    data: Any,
+    columns: Sequence[str] | None,
+    categories: Sequence[Sequence[str] | None] | None,
+    inputs: Sequence[str],
+    weights: Any,
+    responsibilities: Any,
+    assigned: Any,
+    loadings: Any,
 ) -> Subject:
     """Checks the shapes, and computes what is not given."""
     data = as_data(data)
@@ -58,6 +74,10 @@ def subject(
     names = [f"x{i}" for i in range(x.shape[1])] if columns is None else list(columns)
     if len(names) != x.shape[1]:
         raise ValueError(f"{x.shape[1]} columns need as many names; got {len(names)}")
+    weights = np.ones(len(x)) if weights is None else np.asarray(weights, np.float64)
+    if isinstance(result.params, FactorParams):
+        loadings = _standardized(result.params) if loadings is None else np.asarray(loadings)
+        return Subject(result, x, names, weights, loadings=loadings)
     if responsibilities is None:
         responsibilities = jax.jit(result.model.posterior)(result.params, data)
     if assigned is None:
@@ -65,11 +85,30 @@ def subject(
     if data.mask is not None:
         mask = np.asarray(data.mask)
         x[~(mask if mask.ndim == 2 else np.broadcast_to(mask[:, None], x.shape))] = np.nan
-    weights = np.ones(len(x)) if weights is None else np.asarray(weights, np.float64)
     starts = None
     if isinstance(inner(result.model).latent, MarkovChain):
         starts = np.arange(len(x)) == 0 if data.starts is None else np.asarray(data.starts, bool)
-    return Subject(result, x, names, weights, np.asarray(responsibilities), np.asarray(assigned), starts)
+    covariates = None if data.inputs is None else np.asarray(data.inputs, np.float64)
+    if covariates is not None and not inputs:
+        inputs = [f"input {i}" for i in range(covariates.shape[-1])]
+    return Subject(
+        result,
+        x,
+        names,
+        weights,
+        categories,
+        responsibilities=np.asarray(responsibilities),
+        assigned=np.asarray(assigned),
+        starts=starts,
+        inputs=covariates,
+        input_names=inputs,
+    )
+
+
+def _standardized(params: FactorParams) -> np.ndarray:
+    """The loadings on columns of variance 1."""
+    loadings = np.asarray(params.loadings, np.float64)
+    return loadings / np.sqrt(np.sum(loadings**2, axis=1) + np.asarray(params.noise))[:, None]
 
 
 def inner(model: Any) -> LatentModel:

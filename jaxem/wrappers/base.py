@@ -38,10 +38,6 @@ class Wrapper(Model):
         return self.model.generalized
 
     @property
-    def sequential(self):  # type: ignore[override]
-        return self.model.sequential
-
-    @property
     def min_examples(self) -> int:
         return self.model.min_examples
 
