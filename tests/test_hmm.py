@@ -907,7 +907,7 @@ class TestPromises:
 
     def test_a_few_labels_leave_every_way_open(self, float64):
         """Steps that a start gives to nobody, between those of a label: what would be 0 then stayed 0 forever."""
-        model, truth, data = simulated("gaussian")
+        model, _, data = simulated("gaussian")
         labels = np.full(data.x.shape[:2], -1)
         labels[[2, 5], [4, 9]] = 0, 1
         data = dataclasses.replace(data, labels=labels)

@@ -30,10 +30,10 @@ class _Frozen(Wrapper):
         masks = dict(self.leaves)
 
         def put(path: Any, leaf: jax.Array) -> jax.Array:
-            value = (self.values or {}).get(leafleaf_name(path))
+            value = (self.values or {}).get(leaf_name(path))
             if value is None:
                 return leaf
-            return hold(masks[leafleaf_name(path)], leaf, jnp.broadcast_to(jnp.asarray(value, leaf.dtype), leaf.shape))
+            return hold(masks[leaf_name(path)], leaf, jnp.broadcast_to(jnp.asarray(value, leaf.dtype), leaf.shape))
 
         return jax.tree_util.tree_map_with_path(put, params)
 
