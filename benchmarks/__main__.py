@@ -10,7 +10,7 @@ from benchmarks import report
 from benchmarks.harness import Settings
 
 #: A suite is a module of this package with `DESCRIPTION` and `MEASURES` (name → function from Settings to rows).
-SUITES = ("gmm", "hmm", "lca", "missing")
+SUITES = ("fa", "gmm", "hmm", "lca", "missing")
 
 
 def list_suites() -> None:

@@ -74,3 +74,10 @@ def items(seed: int, n: int, d: int, k: int, count: int) -> Arrays:
         "weights": np.full((count, k), 1 / k, np.float32),
         "probs": rng.uniform(0.25, 0.75, (count, k, d)).astype(np.float32),
     }
+
+
+def factors(seed: int, n: int, d: int, size: int) -> Arrays:
+    """N draws of D features from a factor model, with loadings at random and noise of unequal size."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, size)) @ rng.normal(size=(size, d)) + rng.normal(size=(n, d)) * rng.uniform(0.5, 2, d)
+    return {"x": (x + rng.normal(0, 3, d)).astype(np.float32)}

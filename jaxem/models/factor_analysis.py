@@ -598,10 +598,10 @@ def _covariance(data: Prepared, weights: Array | None) -> tuple[Float[Array, " D
 
     def term(block: Any, w: Array | None) -> tuple[Array, Array]:
         y, mask = block
-        each = jnp.ones(y.shape[0], y.dtype) if w is None else w
         away = y - mean if mask is None else jnp.where(mask, y - mean, 0)
         seen = jnp.ones_like(y[:, :1]) if mask is None else mask.astype(y.dtype)
-        return dot((away * each[:, None]).T, away), dot((seen * each[:, None]).T, seen)
+        weighted = (away, seen) if w is None else (away * w[:, None], seen * w[:, None])
+        return dot(weighted[0].T, away), dot(weighted[1].T, seen)
 
     total, count = sum_over_blocks(term, (y, mask), weights, block_size_near(y.shape[0], _MOMENT_BLOCK), y.dtype)
     return mean, jnp.where(count > 0, total / jnp.where(count > 0, count, 1), 0)
