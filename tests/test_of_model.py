@@ -297,4 +297,4 @@ class TestMembers:
         np.testing.assert_array_equal(
             loaded.model.posterior(loaded.params, X), result.model.posterior(result.params, X)
         )
-        assert "mixture of (FactorAnalysis, 1 factor), 2 components" in str(loaded)
+        assert "mixture of (Factor analysis, 1 factor), 2 components" in str(loaded)
