@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import xlogy
 
-from jaxem.blocks import long_sum
 from jaxem.families.base import divide, hold, keep, occupied, weighted_sums
+from jaxem.latents import axes
 from jaxem.latents.categorical import Categorical, CategoricalParams
 from jaxem.messages import Smoothed, forward_backward, viterbi
 from jaxem.model import Data, Inference, Latent, pytree, static
@@ -82,61 +82,63 @@ class MarkovChain(Latent):
     # Inference. Steps beyond a length have potentials of 0, which change nothing before them.
 
     def infer(self, params: MarkovChainParams, potentials: Array, data: Data, weights: Array | None) -> Inference:
-        each = _step_weights(data, weights, potentials)
-        pair_weights = jnp.where(_followed(data, potentials), 1 if each is None else each, 0).astype(potentials.dtype)
-        smoothed = self._smooth(params, potentials, data, pair_weights=_as_chains(pair_weights, data))
-        marginals = _as_given(smoothed.marginals, data)
+        each = axes.step_weights(data, weights, potentials)
+        pair_weights = jnp.where(axes.followed(data, potentials), 1 if each is None else each, 0).astype(
+            potentials.dtype
+        )
+        smoothed = self._smooth(params, potentials, data, pair_weights=axes.as_chains(pair_weights, data))
+        marginals = axes.as_given(smoothed.marginals, data)
         if each is not None:
             marginals = marginals * each[..., None]
         # Σ p(z_t = i, z_{t+1} = j | x): no array of pairs.
-        stats = MarkovChainParams(_first(marginals, data), params.transition * smoothed.pairs)
-        return Inference(marginals, stats, _per_example(_as_given(smoothed.evidence, data), data))
+        stats = MarkovChainParams(axes.first(marginals, data), params.transition * smoothed.pairs)
+        return Inference(marginals, stats, axes.per_example(axes.as_given(smoothed.evidence, data), data))
 
     def _smooth(self, params: MarkovChainParams, potentials: Array, data: Data, **options: Any) -> Smoothed:
         starts = None if data.starts is None else data.starts[None]
-        return forward_backward(params.initial, params.transition, _as_chains(potentials, data), starts, **options)
+        return forward_backward(params.initial, params.transition, axes.as_chains(potentials, data), starts, **options)
 
     def pair_posterior(self, params: MarkovChainParams, potentials: Array, data: Data) -> Float[Array, "B T-1 K K"]:
         """p(z_t = i, z_{t+1} = j | x) of every step and its next; 0 where a sequence has none."""
         smoothed = self._smooth(params, potentials, data, keep=True)
-        followed = _as_chains(_followed(data, potentials), data)
+        followed = axes.as_chains(axes.followed(data, potentials), data)
         share = jnp.where(followed, smoothed.factor, 0)[:, :-1, None, None]
         pairs = smoothed.filtered[:, :-1, :, None] * params.transition * smoothed.ahead[:, 1:, None, :] * share
-        return _as_given(pairs, data)
+        return axes.as_given(pairs, data)
 
     def filtered(self, params: MarkovChainParams, potentials: Array, data: Data) -> Float[Array, "B T K"]:
         """p(z_t | x_1 … x_t)."""
-        return _as_given(self._smooth(params, potentials, data, keep=True).filtered, data)
+        return axes.as_given(self._smooth(params, potentials, data, keep=True).filtered, data)
 
     def accumulate(self, marginals: Array, data: Data, params: Any = None) -> MarkovChainParams:
         """As if steps were independent given q: exact where q is a path, and all that marginals alone can say."""
-        followed = _as_chains(_followed(data, marginals), data)[:, :-1]
-        within = _within(data, marginals)
+        followed = axes.as_chains(axes.followed(data, marginals), data)[:, :-1]
+        within = axes.within(data, marginals)
         marginals = marginals if within is None else jnp.where(within[..., None], marginals, 0)
-        chains = _as_chains(marginals, data)
+        chains = axes.as_chains(marginals, data)
         total = jnp.sum(chains, axis=-1)
         known = followed & (total[:, 1:] > 0)
         share = jnp.where(known, 1 / jnp.where(known, total[:, 1:], 1), 0)
         before = (chains[:, :-1] * share[..., None]).reshape(-1, self.num_components)
         pairs = weighted_sums(before, chains[:, 1:].reshape(-1, self.num_components))
-        return MarkovChainParams(_first(marginals, data), pairs)
+        return MarkovChainParams(axes.first(marginals, data), pairs)
 
     def mode(self, params: MarkovChainParams, potentials: Array, data: Data) -> Int[Array, "B T"]:
         """The Viterbi path; −1 beyond the end of a sequence."""
         starts = None if data.starts is None else data.starts[None]
-        path = viterbi(params.initial, params.transition, _as_chains(potentials, data), starts)
-        path = _as_given(path, data)
-        within = _within(data, potentials)
+        path = viterbi(params.initial, params.transition, axes.as_chains(potentials, data), starts)
+        path = axes.as_given(path, data)
+        within = axes.within(data, potentials)
         return path if within is None else jnp.where(within, path, -1)
 
     def log_prob(self, params: MarkovChainParams, z: Array, data: Data) -> Array:
-        followed = _as_chains(_followed(data, z[..., None]), data)[:, :-1]
-        chains = jnp.maximum(_as_chains(z, data), 0)
+        followed = axes.as_chains(axes.followed(data, z[..., None]), data)[:, :-1]
+        chains = jnp.maximum(axes.as_chains(z, data), 0)
         moves = jnp.where(followed, jnp.log(params.transition)[chains[:, :-1], chains[:, 1:]], 0)
         first = (jnp.arange(chains.shape[1]) == 0)[None] if data.starts is None else data.starts[None]
         begins = jnp.where(first, jnp.log(params.initial)[chains], 0)
         terms = begins + jnp.concatenate([jnp.zeros_like(moves[:, :1]), moves], axis=1)
-        return _per_example(_as_given(terms, data), data)
+        return axes.per_example(axes.as_given(terms, data), data)
 
     # Learning.
 
@@ -257,52 +259,3 @@ def _from_free(free: Array, allowed: np.ndarray) -> Array:
     index = np.nonzero(allowed & (np.arange(allowed.shape[1]) != last[:, None]))
     logits = jnp.where(allowed, jnp.zeros(allowed.shape, free.dtype), -jnp.inf)
     return jax.nn.softmax(logits.at[index].set(free), axis=1)
-
-
-# Sequences are [B, T, …] as given; flat ones, [N, …], are one chain with starts.
-
-
-def _as_chains(a: Array, data: Data) -> Array:
-    return a if data.starts is None else a[None]
-
-
-def _as_given(a: Array, data: Data) -> Array:
-    return a if data.starts is None else a[0]
-
-
-def _within(data: Data, potentials: Array) -> Array | None:
-    """Which steps are not beyond the end of their sequence; None where all are."""
-    return None if data.lengths is None else jnp.arange(potentials.shape[1]) < data.lengths[:, None]
-
-
-def _followed(data: Data, potentials: Array) -> Array:
-    """True where a step is followed by another one of its sequence."""
-    if data.starts is not None:
-        return ~jnp.concatenate([data.starts[1:], jnp.ones(1, bool)])
-    sequences, steps = potentials.shape[:2]
-    lengths = jnp.full(sequences, steps) if data.lengths is None else data.lengths
-    return jnp.arange(1, steps + 1) < lengths[:, None]
-
-
-def _step_weights(data: Data, weights: Array | None, potentials: Array) -> Array | None:
-    """The weight of every step, 0 beyond the end of a sequence; None where all are 1."""
-    within = _within(data, potentials)
-    if weights is None:
-        return None if within is None else within.astype(potentials.dtype)
-    each = jnp.broadcast_to(weights if data.starts is not None else weights[:, None], potentials.shape[:-1])
-    return each if within is None else jnp.where(within, each, 0)
-
-
-def _first(marginals: Array, data: Data) -> Array:
-    """The marginals of the first steps, summed; beyond the end of a sequence they are 0."""
-    if data.starts is None:
-        return jnp.sum(marginals[:, 0], axis=0)
-    return jnp.sum(jnp.where(data.starts[:, None], marginals, 0), axis=0)
-
-
-def _per_example(terms: Array, data: Data) -> Array:
-    """Sums over the steps of each sequence; of flat sequences the steps themselves."""
-    if data.starts is not None:
-        return terms
-    within = _within(data, terms)
-    return long_sum((terms if within is None else jnp.where(within, terms, 0)).T)
