@@ -329,6 +329,29 @@ def test_the_objective_never_falls_and_ends_finite(dtype, letters):
         assert not np.any(status == jaxem.Status.DECREASED)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("letters", ["VEE", "VVE", "VEV"])
+def test_gradients_go_through_iterations_and_eigenvectors(float64, letters):
+    """The held-out log-likelihood as a function of a prior's strength, against a difference."""
+    x = jnp.asarray(jaxem.datasets.load("faithful").x)
+    mixture = jaxem.Mixture(jaxem.Gaussian(jaxem.EigenDecomposed(letters)), 2)
+    labels = (x[::2, 0] > 3).astype(int)
+    calibrated = mixture.calibrate(x[::2])
+    start = calibrated.m_step(None, calibrated.complete_statistics(jnp.eye(2)[labels], x[::2]))
+
+    @jax.jit
+    @jax.value_and_grad
+    def held_out(strength):
+        model = jaxem.WithPrior(mixture, strength).calibrate(x[::2])
+        rule = jaxem.Control(jaxem.ParameterChange(1e-12))
+        fitted = jaxem.run(model, start, x[::2], control=rule)
+        return jnp.mean(mixture.log_likelihood(fitted.params, x[1::2]))
+
+    step = 1e-4
+    difference = (held_out(1 + step)[0] - held_out(1 - step)[0]) / (2 * step)
+    np.testing.assert_allclose(held_out(1.0)[1], difference, rtol=1e-6)
+
+
 # The name.
 
 

@@ -545,8 +545,8 @@ def EigenDecomposed(letters: str) -> Covariance:
 
     They stand for volume λ_k, shape A_k and orientation D_k: E is equal for all components, V varies, I is the identity.
     EII, VII; EEI, VEI, EVI, VVI; EEE, VEE, EVE, VVE, EEV, VEV, EVV, VVV. The covariance of the parameters is [K, D, D];
-    [K, D] for VEI, EVI and VVI, [D] for EEI, [D, D] for EEE, [K] for VII and a scalar for EII. Structures that a scale per
-    feature would leave (EII, VII, EVE, VVE, EEV, VEV) depend on the units of the features: scale them to be comparable.
+    [K, D] for VEI, EVI and VVI, [D] for EEI, [D, D] for EEE, [K] for VII and a scalar for EII. EII, VII, EVE, VVE, EEV and
+    VEV are not preserved by a scale per feature: their fits depend on the units of the features, and so does the floor.
     EVE and VVE have no closed form for the common orientation: each M-step raises q from the orientation before it.
     Raises ValueError for other letters (Celeux & Govaert 1995; Browne & McNicholas 2014).
     """
