@@ -15,9 +15,9 @@ from jaxem.stopping import Progress, RelativeGain, Stopping
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool
 
-# A fall of the objective in the first three quarters of its digits is real: the terms of the objective are larger than
-# it is, and their rounding is seen in the last quarter. Not two roundings gained in five steps is a stall.
-_FALL_DIGITS = 0.75
+# A fall of the objective in the first seven tenths of its digits is real: the terms of the objective are larger than it
+# is, and their rounding is seen in the rest. Not two roundings gained in five steps is a stall.
+_FALL_DIGITS = 0.7
 _STALL_ROUNDINGS = 2
 _STALLS = 5
 # Later parameters are kept when their objective is the highest seen up to its rounding: they are the better ones.

@@ -337,5 +337,5 @@ def test_structures_of_equal_fields_are_different_programs():
 
 
 def test_data_fields_nobody_reads_are_refused():
-    with pytest.raises(ValueError, match="mask given, but neither Categorical nor Gaussian reads it"):
-        jaxem.fit(MODEL, jaxem.Data(x=X, mask=np.ones_like(X, bool)), key=key())
+    with pytest.raises(ValueError, match="inputs given, but neither Categorical nor Gaussian reads it"):
+        jaxem.fit(MODEL, jaxem.Data(x=X, inputs=np.ones_like(X)), key=key())
