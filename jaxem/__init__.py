@@ -49,7 +49,7 @@ from jaxem.inference import elbo, icl
 from jaxem.initialize import KMeansPlusPlus, RandomPoints, RandomResponsibilities, Segments, Start
 from jaxem.io import load, save
 from jaxem.lane import Control
-from jaxem.latents import CategoricalParams, GatedParams, Hard, MarkovChainParams, left_to_right
+from jaxem.latents import CategoricalParams, GatedParams, Hard, InputMarkovChainParams, MarkovChainParams, left_to_right
 from jaxem.model import (
     Algorithm,
     Data,
@@ -68,6 +68,7 @@ from jaxem.model import (
 from jaxem.models import (
     HMM,
     Forecast,
+    InputOutputHMM,
     LatentModel,
     LatentParams,
     LatentStats,
@@ -131,6 +132,8 @@ __all__ = [
     "Index",
     "Inference",
     "Info",
+    "InputMarkovChainParams",
+    "InputOutputHMM",
     "InverseGaussian",
     "InverseGaussianParams",
     "KMeansPlusPlus",

@@ -25,6 +25,7 @@ its optima are the same.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from jaxtyping import Array, Bool, Float
+
+    from jaxem.design import Design
 
 
 @pytree
@@ -227,6 +230,24 @@ def softmax_value(stats: Quadratic, coefficients: Float[Array, "G A P"]) -> Floa
 def with_reference(coefficients: Float[Array, "*G A P"]) -> Float[Array, "*G B P"]:
     """A further alternative, the last, with coefficients 0."""
     return jnp.concatenate([coefficients, jnp.zeros_like(coefficients[..., :1, :])], axis=-2)
+
+
+def equal_shares(moment: Float[Array, "P P"], groups: int, alternatives: int) -> Quadratic:
+    """The sums of G softmax regressions over A imagined rows, of these second moments, that fall alike everywhere."""
+    a, p = alternatives - 1, moment.shape[0]
+    apart = jnp.eye(a, dtype=moment.dtype) - 1 / alternatives
+    gram = jnp.einsum("ab,ij->aibj", apart, moment).reshape(a * p, a * p)
+    count = jnp.full(groups, alternatives, moment.dtype)
+    linear = jnp.zeros((groups, a * p), moment.dtype)
+    return Quadratic(count, -count * math.log(alternatives), linear, jnp.broadcast_to(gram, (groups, a * p, a * p)))
+
+
+def least_log_odds(design: Design, coefficients: Float[Array, "*G A P"]) -> Float[Array, "*G A"]:
+    """By how much some other alternative outweighs each one at least, in any calibration row: a bound from below."""
+    apart = coefficients[..., None, :, :] - coefficients[..., :, None, :]
+    if not design.intercept:
+        return jnp.max(-design.reach(apart), axis=-1)
+    return jnp.max(apart[..., 0] - design.reach(apart.at[..., 0].set(0)), axis=-1)
 
 
 def far(size: Float[Array, "..."]) -> Bool[Array, "..."]:

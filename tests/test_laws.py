@@ -1,5 +1,7 @@
 """The laws of the design over one table: a new model or family is one row here and gets every test."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -153,6 +155,10 @@ MODELS = {
     "ppca, holes": (jaxem.PPCA(1, expanded=False), WIDE_HOLES),
     "mixture, ppca, expanded, shared noise, holes": (jaxem.Mixture(OfModel(jaxem.PPCA(1), ["noise"]), 2), WIDE_HOLES),
     "mixture of mixtures": (jaxem.Mixture(_mixture("poisson"), 2), COUNTS),
+    "input-output HMM": (
+        jaxem.InputOutputHMM(jaxem.Gaussian(jaxem.Diagonal()), 2),
+        dataclasses.replace(SEQUENCES, inputs=_RNG.normal(size=(*np.shape(SEQUENCES.x)[:2], 1)) + 4),
+    ),
     "mixture of hidden Markov models": (jaxem.Mixture(jaxem.HMM(jaxem.Gaussian(), 2), 2), SEQUENCES),
     "hidden Markov model of mixtures": (jaxem.HMM(jaxem.Mixture(jaxem.Gaussian(), 2), 2), SEQUENCES),
 }
@@ -161,6 +167,7 @@ MODELS = {
 _GAUSSIAN_LATENT = {"bound": "its latent is not discrete: no q as [N, K]"}
 _LARGER_MODEL = {"stationary": "its M-step is the maximum of the q of a larger model"}
 _EXPANDED = _GAUSSIAN_LATENT | _LARGER_MODEL
+_CHAIN = {"bound": "the states of a sequence depend on each other: no q as [N, K]"}
 LEFT_OUT = {
     "student t, expanded": _LARGER_MODEL,
     "student t tied, shared dof, expanded": _LARGER_MODEL,
@@ -173,7 +180,8 @@ LEFT_OUT = {
     "ppca, expanded": _EXPANDED,
     "ppca, holes": _GAUSSIAN_LATENT,
     "mixture, ppca, expanded, shared noise, holes": {"stationary": _EXPANDED["stationary"]},
-    "hidden Markov model of mixtures": {"bound": "the states of a sequence depend on each other: no q as [N, K]"},
+    "input-output HMM": _CHAIN,
+    "hidden Markov model of mixtures": _CHAIN,
 }
 
 

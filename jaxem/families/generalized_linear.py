@@ -143,7 +143,7 @@ class GeneralizedLinear(Family):
 
 def raw_predictor(coefficients: Array, inputs: Array, intercept: bool) -> Float[Array, "N K D"]:
     """The linear predictor of every component, from inputs and coefficients in their units."""
-    columns = Design(intercept).columns(inputs, coefficients.dtype)
+    columns = Design(intercept).columns(check_inputs(inputs, "a regression"), coefficients.dtype)
     return jnp.einsum("np,kdp->nkd", columns, coefficients, precision="highest")
 
 

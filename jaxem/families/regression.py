@@ -177,7 +177,8 @@ class LinearRegression(Family):
         return overall
 
     def mean(self, params: LinearRegressionParams, data: Data) -> Float[Array, "N K D"]:
-        columns = Design(self.intercept).columns(data.inputs, params.coefficients.dtype)
+        inputs = check_inputs(data.inputs, "LinearRegression")
+        columns = Design(self.intercept).columns(inputs, params.coefficients.dtype)
         return jnp.einsum("np,kdp->nkd", columns, params.coefficients, precision="highest")
 
     def sample(self, key: jax.Array, params: LinearRegressionParams, z: Array, data: Data) -> Array:

@@ -58,3 +58,10 @@ def per_example(terms: Array, data: Data) -> Array:
         return terms
     inside = within(data, terms)
     return long_sum((terms if inside is None else jnp.where(inside, terms, 0)).T)
+
+
+def borders(data: Data, potentials: Array) -> Array | None:
+    """[B, T], True where another sequence begins: padding too, so that no best way leads on into it."""
+    if data.starts is not None:
+        return data.starts[None]
+    return None if data.lengths is None else jnp.arange(potentials.shape[1]) == data.lengths[:, None]

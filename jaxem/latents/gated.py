@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -14,7 +13,16 @@ from jaxem.families.base import hold
 from jaxem.latents.categorical import posterior_and_evidence
 from jaxem.linalg import dot
 from jaxem.model import Data, Inference, Latent, pytree, static
-from jaxem.newton import Quadratic, softmax_expansion, softmax_step, softmax_value, summed, with_reference
+from jaxem.newton import (
+    Quadratic,
+    equal_shares,
+    least_log_odds,
+    softmax_expansion,
+    softmax_step,
+    softmax_value,
+    summed,
+    with_reference,
+)
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
@@ -106,12 +114,7 @@ class Gated(Latent):
 
     def pseudo_statistics(self) -> Quadratic:
         """K imagined examples with inputs like those of the data, and equal shares of every component."""
-        moment, k = self._design().calibrated_moment(), self.num_components
-        a = k - 1
-        apart = jnp.eye(a, dtype=moment.dtype) - 1 / k
-        gram = jnp.einsum("ab,ij->aibj", apart, moment).reshape(1, a * moment.shape[0], a * moment.shape[0])
-        count = jnp.full((1,), k, moment.dtype)
-        return Quadratic(count, -count * math.log(k), jnp.zeros(gram.shape[:2], moment.dtype), gram)
+        return equal_shares(self._design().calibrated_moment(), 1, self.num_components)
 
     def take_components(self, params: GatedParams, components: Any) -> GatedParams:
         chosen = params.gate[components]
@@ -122,11 +125,7 @@ class Gated(Latent):
         design = self._design()
         if design.moment is None:
             return jnp.zeros(self.num_components, bool)
-        gate = design.standardized(params.gate)
-        apart = gate[None, :, :] - gate[:, None, :]
-        base = apart[..., 0] if self.intercept else jnp.zeros(apart.shape[:-1], apart.dtype)
-        least = base - design.reach(apart.at[..., 0].set(0) if self.intercept else apart)
-        return jnp.max(least, axis=1) > jnp.log(2 * weight)
+        return least_log_odds(design, design.standardized(params.gate)) > jnp.log(2 * weight)
 
     def to_free(self, params: GatedParams) -> GatedParams:
         return GatedParams(params.gate[..., :-1, :])

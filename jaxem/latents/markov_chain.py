@@ -125,8 +125,8 @@ class MarkovChain(Latent):
 
     def mode(self, params: MarkovChainParams, potentials: Array, data: Data) -> Int[Array, "B T"]:
         """The Viterbi path; −1 beyond the end of a sequence."""
-        starts = None if data.starts is None else data.starts[None]
-        path = viterbi(params.initial, params.transition, axes.as_chains(potentials, data), starts)
+        borders = axes.borders(data, potentials)
+        path = viterbi(params.initial, params.transition, axes.as_chains(potentials, data), borders)
         path = axes.as_given(path, data)
         within = axes.within(data, potentials)
         return path if within is None else jnp.where(within, path, -1)

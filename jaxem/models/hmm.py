@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxem.families.of_model import family_of
+from jaxem.latents.input_markov_chain import InputMarkovChain
 from jaxem.latents.markov_chain import MarkovChain
 from jaxem.linalg import dot
 from jaxem.model import Data, Family, Model, UnsupportedError, pytree
@@ -32,6 +33,16 @@ def HMM(
     return LatentModel(MarkovChain(num_components, allowed, allowed_initial), family_of(family))
 
 
+def InputOutputHMM(family: Family | Model, num_components: int, *, intercept: bool = True) -> LatentModel:
+    """A hidden Markov model whose transitions depend on inputs, ``p(z_t | z_{t−1}, inputs_t)`` a softmax for each state.
+
+    Data are sequences as for `HMM`, with ``Data.inputs`` [B, T, C] (flat [N, C]); the family may read them too. Parameters
+    are ``params.latent.initial``, ``params.latent.gate``, [K, K, P], those into the last state 0, and
+    ``params.likelihood``. intercept: whether the transitions add a column of ones (Bengio & Frasconi 1995).
+    """
+    return LatentModel(InputMarkovChain(num_components, intercept), family_of(family))
+
+
 @pytree
 class Forecast:
     """The next steps of every sequence: p(z | x_1 … x_T), [B, S, K], and E[x | x_1 … x_T], [B, S, D]."""
@@ -45,8 +56,10 @@ def pair_posterior(model: Model, params: LatentParams, data: Any) -> Float[Array
 
     0 where a sequence has no next step. Raises UnsupportedError for a model without a Markov chain.
     """
-    model, chain = _chain(model)
-    potentials, rest = model._potentials(params, data)
+    inner, chain = _latent(model)
+    if not isinstance(chain, (MarkovChain, InputMarkovChain)):
+        raise UnsupportedError(f"{type(inner).__name__} of {type(chain).__name__} has no Markov chain")
+    potentials, rest = inner._potentials(params, data)
     return chain.pair_posterior(params.latent, potentials, rest)
 
 
@@ -54,12 +67,15 @@ def forecast(model: Model, params: LatentParams, data: Any, num_steps: int = 1) 
     """The states and the expected observations of the next ``num_steps`` steps after the end of every sequence.
 
     Of flat sequences after the last of them, with a leading axis of 1. Raises UnsupportedError for a model without a
-    Markov chain, ValueError for a num_steps below 1.
+    Markov chain, or of inputs, which the next steps do not have; ValueError for a num_steps below 1.
     """
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1; got {num_steps}")
-    model, chain = _chain(model)
-    potentials, rest = model._potentials(params, data)
+    inner, chain = _latent(model)
+    if not isinstance(chain, MarkovChain) or "inputs" in inner.reads:
+        name = f"{type(inner).__name__} of {type(chain).__name__}"
+        raise UnsupportedError(f"{name} has no Markov chain, or one whose next steps need inputs")
+    potentials, rest = inner._potentials(params, data)
     filtered = chain.filtered(params.latent, potentials, rest)
     if rest.starts is not None:
         last = filtered[-1:]
@@ -80,16 +96,13 @@ def forecast(model: Model, params: LatentParams, data: Any, num_steps: int = 1) 
         fresh = jnp.concatenate([params.latent.initial[None], fresh])
         states = jnp.where((rest.lengths == 0)[:, None], fresh[:, None], states)
     states = jnp.swapaxes(states, 0, 1)
-    return Forecast(states, dot(states, model.likelihood.mean(params.likelihood, Data())))
+    return Forecast(states, dot(states, inner.likelihood.mean(params.likelihood, Data())))
 
 
-def _chain(model: Any) -> tuple[LatentModel, MarkovChain]:
-    """The model without its wrappers, and its chain."""
+def _latent(model: Any) -> tuple[Any, Any]:
+    """The model without its wrappers, and its latent without its own."""
     inner = model
     while isinstance(getattr(inner, "model", None), Model):
         inner = inner.model
     latent = getattr(inner, "latent", None)
-    latent = getattr(latent, "latent", latent)
-    if not isinstance(inner, LatentModel) or not isinstance(latent, MarkovChain):
-        raise UnsupportedError(f"{type(inner).__name__} of {type(latent).__name__} has no Markov chain")
-    return inner, latent
+    return inner, getattr(latent, "latent", latent)
