@@ -3,6 +3,7 @@
 from jaxem import datasets, latents, rotation, sequences, stopping, testing
 from jaxem.algorithms import EM
 from jaxem.driver import Run, race_lanes, run, run_lanes
+from jaxem.duplicates import collapse_duplicates
 from jaxem.families import (
     Bernoulli,
     BernoulliParams,
@@ -36,11 +37,13 @@ from jaxem.families import (
     Poisson,
     PoissonParams,
     PoissonRegression,
+    Product,
     RegressionParams,
     Spherical,
     StudentT,
     StudentTParams,
     Tied,
+    WithNoise,
     ZeroInflated,
     ZeroInflatedParams,
 )
@@ -160,6 +163,7 @@ __all__ = [
     "Poisson",
     "PoissonParams",
     "PoissonRegression",
+    "Product",
     "Race",
     "RandomPoints",
     "RandomResponsibilities",
@@ -178,9 +182,11 @@ __all__ = [
     "StudentTParams",
     "Tied",
     "UnsupportedError",
+    "WithNoise",
     "WithPrior",
     "ZeroInflated",
     "ZeroInflatedParams",
+    "collapse_duplicates",
     "datasets",
     "elbo",
     "fit",

@@ -31,7 +31,7 @@ def lead_of(data: Prepared, sequential: bool) -> tuple[int, ...]:
     return jax.tree.leaves(data.statistics)[0].shape[: 2 if padded else 1]
 
 
-def normal(data: Data, sequential: bool, filler: float) -> Data:
+def normal(data: Data, sequential: bool, filler: Any) -> Data:
     """Checked shapes; flat sequences with starts; ``filler`` in every cell of x that is not observed."""
     x = data.x
     axes = {2, 3} if sequential else {2}
@@ -54,7 +54,7 @@ def normal(data: Data, sequential: bool, filler: float) -> Data:
     return hidden(data, filler)
 
 
-def hidden(data: Data, filler: float) -> Data:
+def hidden(data: Data, filler: Any) -> Data:
     """The data with ``filler`` in every cell of x that is not observed; no inputs and no labels beyond a length."""
     cells = seen(data)
     if cells is None:

@@ -455,8 +455,8 @@ class Family:
     #: The fields of `Data` it reads. A family that reads "mask" takes cells that are missing one by one, [N, D]; rows
     #: that are missing whole need nothing of it.
     reads: frozenset[str] = frozenset({"x"})
-    #: A number inside the support, put wherever nothing is observed.
-    filler: float = 0.0
+    #: A number inside the support, or one for each column, put wherever nothing is observed.
+    filler: Any = 0.0
     #: True where `maximize` raises q without maximizing it (see `Model.generalized`).
     generalized: bool = False
     freezable: frozenset[str] = frozenset()

@@ -47,6 +47,7 @@ CODES = np.concatenate([_DISCRETE.integers(0, [2, 2, 1], (20, 3)), _DISCRETE.int
 )
 WORDS = np.concatenate([_DISCRETE.multinomial(9, [0.2, 0.7, 0.1], 20), _DISCRETE.multinomial(20, [0.3, 0.3, 0.4], 25)])
 SPREAD = _DISCRETE.poisson(_DISCRETE.gamma(2, np.repeat([[3.0, 0.5], [1.0, 4.5]], [20, 25], axis=0))).astype(float)
+MIXED = np.column_stack([POINTS[:, :2], ANSWERS[:, 0], POINTS[:, 2], SPREAD[:, 0]])
 SEEN = _DISCRETE.random((45, 3)) < 0.8
 POSITIVE_HOLES = jaxem.Data(POSITIVE, mask=_RNG.random(POSITIVE.shape) < 0.8)
 HEAVY = np.concatenate([_RNG.standard_t(3, (25, 3)), _RNG.standard_t(5, (25, 3)) * [1, 2, 0.5] + 4])
@@ -86,6 +87,23 @@ FAMILIES = {
     "multinomial": (jaxem.Multinomial(), WORDS),
     "multinomial regression": (jaxem.MultinomialRegression(3), CHOICES),
     "negative binomial": (jaxem.NegativeBinomial(), SPREAD),
+    "product": (
+        jaxem.Product(
+            {
+                "place": (jaxem.Gaussian(), [3, 0]),
+                "answer": (jaxem.Bernoulli(), [2]),
+                "visits": (jaxem.NegativeBinomial(), slice(4, 5)),
+                "size": (jaxem.Gaussian(jaxem.Tied()), 1),
+            }
+        ),
+        MIXED,
+    ),
+    "product, cells missing": (
+        jaxem.Product({"b": (jaxem.Gaussian(), [0, 3]), "c": (jaxem.Bernoulli(), 2), "a": (jaxem.Poisson(), [4, 1])}),
+        jaxem.Data(np.column_stack([MIXED[:, 0], SPREAD[:, 1], MIXED[:, 2:]]), SEEN[:, [0, 1, 2, 0, 1]]),
+    ),
+    "gaussian with noise": (jaxem.WithNoise(jaxem.Gaussian()), POINTS),
+    "gaussian with noise, cells missing": (jaxem.WithNoise(jaxem.Gaussian(jaxem.Tied())), MISSING),
     "zero-inflated poisson": (jaxem.ZeroInflated(jaxem.Poisson()), SPREAD),
     "zero-inflated negative binomial, cells missing": (
         jaxem.ZeroInflated(jaxem.NegativeBinomial()),
@@ -168,7 +186,10 @@ _GAUSSIAN_LATENT = {"bound": "its latent is not discrete: no q as [N, K]"}
 _LARGER_MODEL = {"stationary": "its M-step is the maximum of the q of a larger model"}
 _EXPANDED = _GAUSSIAN_LATENT | _LARGER_MODEL
 _CHAIN = {"bound": "the states of a sequence depend on each other: no q as [N, K]"}
+_NOISE = {"sample": "the density of noise reaches beyond the box that its draws come from"}
 LEFT_OUT = {
+    "mixture, gaussian with noise": _NOISE,
+    "mixture, gaussian with noise, cells missing": _NOISE,
     "student t, expanded": _LARGER_MODEL,
     "student t tied, shared dof, expanded": _LARGER_MODEL,
     "factor analysis": _GAUSSIAN_LATENT,

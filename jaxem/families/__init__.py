@@ -17,8 +17,10 @@ from jaxem.families.lognormal import LogNormal, LogNormalParams
 from jaxem.families.multinomial import Multinomial, MultinomialParams
 from jaxem.families.multinomial_regression import MultinomialRegression
 from jaxem.families.negative_binomial import NegativeBinomial, NegativeBinomialParams
+from jaxem.families.noise import WithNoise
 from jaxem.families.of_model import OfModel
 from jaxem.families.poisson import Poisson, PoissonParams
+from jaxem.families.product import Product
 from jaxem.families.regression import LinearRegression, LinearRegressionParams
 from jaxem.families.student_t import StudentT, StudentTParams
 from jaxem.families.zero_inflated import ZeroInflated, ZeroInflatedParams
@@ -61,11 +63,13 @@ __all__ = [
     "Poisson",
     "PoissonParams",
     "PoissonRegression",
+    "Product",
     "RegressionParams",
     "Spherical",
     "StudentT",
     "StudentTParams",
     "Tied",
+    "WithNoise",
     "ZeroInflated",
     "ZeroInflatedParams",
 ]
