@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem import layout
-from jaxem.blocks import LONG, LONG_BLOCK, block_size_near, map_over_blocks, sum_over_blocks
+from jaxem.blocks import LONG_BLOCK, block_size_near, map_over_blocks, sum_over_blocks
 from jaxem.families.base import occupied, weighted_mean
 from jaxem.linalg import cholesky, diagonal, dot, inverse_lower
 from jaxem.model import (
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 # Rows with missing cells have L x L matrices of their own: so many rows at a time.
 _MASKED_BLOCK = 2**13
+# Rows without missing cells: so many numbers at a time.
+_BLOCK_NUMBERS = 2**21
 # Moments are exact to the last digits in short blocks, whose sums are carried with compensation.
 _MOMENT_BLOCK = 2**13
 # Random starts move the loadings of the principal components by so much of a feature's standard deviation.
@@ -226,8 +228,8 @@ class LinearGaussian(Model):
         if isinstance(data.statistics, Moments):
             return self._from_moments(params, data.statistics, weights)
         n, dtype = num_examples(data), data.statistics.dtype
-        whole, block = (LONG, LONG_BLOCK) if data.rest.mask is None else (_MASKED_BLOCK, _MASKED_BLOCK)
-        if n <= whole:
+        block = _block_of(data)
+        if n <= 2 * block:
             return self._from_rows(params, data, weights)
         size = block_size_near(n, block)
         return sum_over_blocks(lambda rows, w: self._from_rows(params, rows, w), data, weights, size, dtype)
@@ -608,4 +610,7 @@ def _covariance(data: Prepared, weights: Array | None) -> tuple[Float[Array, " D
 
 
 def _block_of(rows: Prepared) -> int:
-    return LONG_BLOCK if rows.rest.mask is None else _MASKED_BLOCK
+    """Rows at a time: some arrays of their size, for every member of a mixture, are all that an E-step holds."""
+    if rows.rest.mask is not None:
+        return _MASKED_BLOCK
+    return max(_MASKED_BLOCK, min(LONG_BLOCK, _BLOCK_NUMBERS // rows.statistics.shape[1]))
