@@ -126,6 +126,12 @@ WIDE_MASK[3] = False  # a row of which nothing is observed
 WIDE_HOLES = jaxem.Data(WIDE, mask=WIDE_MASK)
 _STEPS = np.concatenate([_RNG.normal(size=(8, 6, 2)), np.cumsum(_RNG.normal(size=(8, 6, 2)), axis=1)])
 SEQUENCES = jaxem.Data(_STEPS, lengths=np.arange(16) % 6 + 1)
+_STATES = np.random.default_rng(4)
+_COUNTED_STEPS = _STATES.poisson(np.array([[1.0, 8.0], [4.0, 4.0], [9.0, 1.0]])[_STATES.integers(0, 3, (24, 5))])
+COUNT_SEQUENCES = jaxem.Data(
+    _COUNTED_STEPS.astype(float), mask=_STATES.random((24, 5, 2)) < 0.8, lengths=_STATES.integers(0, 6, 24)
+)
+MISSING_STEPS = jaxem.Data(_COUNTED_STEPS.astype(float), mask=_STATES.random((24, 5)) < 0.8)
 
 MODELS = {
     **{f"mixture, {name}": (jaxem.Mixture(family, 2), data) for name, (family, data) in FAMILIES.items()},
@@ -176,6 +182,24 @@ MODELS = {
     "input-output HMM": (
         jaxem.InputOutputHMM(jaxem.Gaussian(jaxem.Diagonal()), 2),
         dataclasses.replace(SEQUENCES, inputs=_RNG.normal(size=(*np.shape(SEQUENCES.x)[:2], 1)) + 4),
+    "hidden Markov model, gaussian": (jaxem.HMM(jaxem.Gaussian(), 2), SEQUENCES),
+    "hidden Markov model, poisson, missing cells": (jaxem.HMM(jaxem.Poisson(), 2), COUNT_SEQUENCES),
+    "hidden Markov model, left to right, missing steps": (
+        jaxem.HMM(jaxem.Poisson(), 3, allowed=jaxem.left_to_right(3), allowed_initial=[True, True, False]),
+        MISSING_STEPS,
+    ),
+    "with prior, chunked, hidden Markov model": (
+        jaxem.WithPrior(jaxem.Chunked(jaxem.HMM(jaxem.Poisson(), 2), 5), 2.0),
+        COUNT_SEQUENCES,
+    ),
+    "frozen transitions": (
+        jaxem.Frozen(jaxem.HMM(jaxem.Gaussian(jaxem.Diagonal()), 2), {"transition": [True, False], "initial": True}),
+        SEQUENCES,
+    ),
+    "hard mixture": (jaxem.LatentModel(jaxem.Hard(jaxem.latents.Categorical(2)), jaxem.Gaussian()), POINTS),
+    "hard hidden Markov model": (
+        jaxem.LatentModel(jaxem.Hard(jaxem.latents.MarkovChain(2)), jaxem.Poisson()),
+        COUNT_SEQUENCES,
     ),
     "mixture of hidden Markov models": (jaxem.Mixture(jaxem.HMM(jaxem.Gaussian(), 2), 2), SEQUENCES),
     "hidden Markov model of mixtures": (jaxem.HMM(jaxem.Mixture(jaxem.Gaussian(), 2), 2), SEQUENCES),
@@ -184,8 +208,12 @@ MODELS = {
 # Laws that a row leaves out, each with its reason; every other law applies to every row.
 _GAUSSIAN_LATENT = {"bound": "its latent is not discrete: no q as [N, K]"}
 _LARGER_MODEL = {"stationary": "its M-step is the maximum of the q of a larger model"}
-_EXPANDED = _GAUSSIAN_LATENT | _LARGER_MODEL
 _CHAIN = {"bound": "the states of a sequence depend on each other: no q as [N, K]"}
+_HARD = {
+    "bound": "its q is the mode, not the posterior",
+    "sample": "the scores of a classification likelihood do not average to 0 at the truth",
+}
+_EXPANDED = _GAUSSIAN_LATENT | _LARGER_MODEL
 _NOISE = {"sample": "the density of noise reaches beyond the box that its draws come from"}
 LEFT_OUT = {
     "mixture, gaussian with noise": _NOISE,
@@ -202,6 +230,13 @@ LEFT_OUT = {
     "ppca, holes": _GAUSSIAN_LATENT,
     "mixture, ppca, expanded, shared noise, holes": {"stationary": _EXPANDED["stationary"]},
     "input-output HMM": _CHAIN,
+    "hidden Markov model, gaussian": _CHAIN,
+    "hidden Markov model, poisson, missing cells": _CHAIN,
+    "hidden Markov model, left to right, missing steps": _CHAIN,
+    "with prior, chunked, hidden Markov model": _CHAIN,
+    "frozen transitions": _CHAIN,
+    "hard mixture": _HARD,
+    "hard hidden Markov model": _HARD,
     "hidden Markov model of mixtures": _CHAIN,
 }
 
