@@ -182,6 +182,7 @@ MODELS = {
     "input-output HMM": (
         jaxem.InputOutputHMM(jaxem.Gaussian(jaxem.Diagonal()), 2),
         dataclasses.replace(SEQUENCES, inputs=_RNG.normal(size=(*np.shape(SEQUENCES.x)[:2], 1)) + 4),
+    ),
     "hidden Markov model, gaussian": (jaxem.HMM(jaxem.Gaussian(), 2), SEQUENCES),
     "hidden Markov model, poisson, missing cells": (jaxem.HMM(jaxem.Poisson(), 2), COUNT_SEQUENCES),
     "hidden Markov model, left to right, missing steps": (
