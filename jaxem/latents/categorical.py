@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import xlogy
 
 from jaxem.linalg import rows_last
 from jaxem.model import Data, Inference, Latent, pytree, static
@@ -72,7 +71,7 @@ class Categorical(Latent):
         return CategoricalParams(jnp.where(held | (free_count <= 0), params.weights, shared))
 
     def q(self, params: CategoricalParams, stats: Float[Array, " K"]) -> Float[Array, ""]:
-        return jnp.sum(xlogy(stats, params.weights))
+        return expected_log(stats, params.weights)
 
     def mode(self, params: CategoricalParams, potentials: Float[Array, "N K"], data: Data) -> Int[Array, " N"]:
         return jnp.argmax(potentials + jnp.log(params.weights), axis=-1)
@@ -122,3 +121,9 @@ def posterior_and_evidence(
     marginals = unnormalized * share
     marginals = marginals.T if rows_last(potentials) else marginals
     return marginals, jnp.squeeze(peak + log_total, axis)
+
+
+def expected_log(counts: Array, probabilities: Array) -> Float[Array, ""]:
+    """Σ n log p; what has no count has no part in it, nor in its gradient, whatever its probability."""
+    counted = counts > 0
+    return jnp.sum(jnp.where(counted, counts * jnp.log(jnp.where(counted, probabilities, 1)), 0))

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import xlogy
 
 from jaxem import layout
 from jaxem.design import Design, calibrate_design
 from jaxem.families.base import hold, keep, occupied
 from jaxem.latents import axes
-from jaxem.latents.categorical import Categorical, CategoricalParams
+from jaxem.latents.categorical import Categorical, CategoricalParams, expected_log
 from jaxem.linalg import dot
 from jaxem.messages import Smoothed, forward_backward, viterbi
 from jaxem.model import Data, Inference, Latent, pytree, static
@@ -181,7 +180,7 @@ class InputMarkovChain(Latent):
 
     def q(self, params: InputMarkovChainParams, stats: InputMarkovChainStats) -> Float[Array, ""]:
         moves = softmax_value(stats.moves, self._design().standardized(params.gate))
-        return jnp.sum(xlogy(stats.initial, params.initial)) + jnp.sum(moves)
+        return expected_log(stats.initial, params.initial) + jnp.sum(moves)
 
     def pseudo_statistics(self) -> InputMarkovChainStats:
         """One imagined beginning in every state, and K imagined steps from each that go everywhere alike."""

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import xlogy
 
 from jaxem.families.base import divide, hold, keep, occupied, weighted_sums
 from jaxem.latents import axes
-from jaxem.latents.categorical import Categorical, CategoricalParams
+from jaxem.latents.categorical import Categorical, CategoricalParams, expected_log
 from jaxem.messages import Smoothed, forward_backward, viterbi
 from jaxem.model import Data, Inference, Latent, pytree, static
 
@@ -178,7 +177,7 @@ class MarkovChain(Latent):
         return counts if pattern is None else jnp.where(np.array(pattern), counts, 0)
 
     def q(self, params: MarkovChainParams, stats: MarkovChainParams) -> Float[Array, ""]:
-        return jnp.sum(xlogy(stats.initial, params.initial)) + jnp.sum(xlogy(stats.transition, params.transition))
+        return expected_log(stats.initial, params.initial) + expected_log(stats.transition, params.transition)
 
     def pseudo_statistics(self) -> MarkovChainParams:
         """One imagined beginning in every state, and one imagined transition between any two; none that is forbidden."""
