@@ -600,12 +600,10 @@ def test_progress_on_a_terminal_is_one_line_that_is_rewritten(capsys):
 def test_interrupting_a_fit_is_one_line_and_status_130(tmp_path):
     command = [sys.executable, "-m", "jaxem.cli", "fit", "faithful", "--components", "9", "--starts", "20000"]
     command += ["--tol", "0", "--max-steps", "100000", "--no-cache"]
-
-    def heed():
-        """Tests that run in the background hand down an interrupt that is ignored."""
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
+    # Tests that run in the background hand down an interrupt that is ignored.
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
     try:
         lines = [process.stderr.readline(), process.stderr.readline()]
         assert "fitting" in lines[1]
