@@ -13,11 +13,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxem.linalg import dot
 from jaxem.model import num_examples
 
 # A float32 product over more rows than this loses digits (4e-6 of a count at 200 000 rows, everything at 30 million).
 LONG = 2**18
 LONG_BLOCK = 2**16
+# So many terms are added one after the other.
+FEW_TERMS = 1024
+_FEW_RESULTS = 9
 
 
 def two_sum(total: jax.Array, error: jax.Array, term: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -69,12 +73,24 @@ def _compensated_sum(term: Callable[[Any], Any], blocks: Any) -> Any:
 def long_sum(terms: jax.Array) -> jax.Array:
     """The sum over the first axis, first within blocks: a million terms lose no more digits than a thousand."""
     n = terms.shape[0]
-    width = 1024
-    if n <= width:
+    if n <= FEW_TERMS:
         return jnp.sum(terms, axis=0)
-    whole = n - n % width
-    blocks = jnp.sum(terms[:whole].reshape(-1, width, *terms.shape[1:]), axis=1)
+    whole = n - n % FEW_TERMS
+    blocks = jnp.sum(terms[:whole].reshape(-1, FEW_TERMS, *terms.shape[1:]), axis=1)
     return jnp.sum(blocks, axis=0) + jnp.sum(terms[whole:], axis=0)
+
+
+def few_results(left: jax.Array, right: jax.Array) -> bool:
+    """Products of so few results XLA sums row after row: in float32 the fifth digit is wrong at a million rows."""
+    k, p = left.shape[-1], right.shape[-1]
+    return k == 1 or p == 1 or k * p <= _FEW_RESULTS
+
+
+def product_over_rows(left: jax.Array, right: jax.Array) -> jax.Array:
+    """leftᵀ right of [N, K] and [N, P]."""
+    if left.shape[0] > FEW_TERMS and few_results(left, right):
+        return long_sum(left[:, :, None] * right[:, None, :])
+    return dot(left.T, right)
 
 
 def block_size_near(n: int, target: int) -> int:

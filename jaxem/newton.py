@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxem.blocks import LONG, LONG_BLOCK, block_size_near, sum_over_blocks
+from jaxem.blocks import LONG, LONG_BLOCK, block_size_near, product_over_rows, sum_over_blocks
 from jaxem.design import pairs, symmetric
 from jaxem.linalg import cholesky, diagonal, dot, inverse_lower
 from jaxem.model import num_examples, pytree
@@ -158,8 +158,8 @@ def expansion(
     def table(a: Array) -> Array:
         return jnp.broadcast_to(a, (k, d, n)).reshape(k * d, n)
 
-    linear = dot(table(weights * (slope + curvature * predictor)), columns)
-    gram = dot(table(weights * curvature), pairs(columns))
+    linear = product_over_rows(table(weights * (slope + curvature * predictor)).T, columns)
+    gram = product_over_rows(table(weights * curvature).T, pairs(columns))
     constant = weights * (value - slope * predictor - 0.5 * curvature * predictor**2)
     return Quadratic(
         jnp.sum(weights, axis=-1),

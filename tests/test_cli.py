@@ -29,9 +29,10 @@ def run(*args, status=0):
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
-    """Nothing is written into the checkout, nor into the home of who runs the tests."""
+    """Nothing is written into the checkout or the home of who runs the tests; tables are as wide as outside a terminal."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "120")
 
 
 def read_json(path):

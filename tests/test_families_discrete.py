@@ -212,7 +212,7 @@ class TestNegativeBinomial:
         x = np.random.default_rng(1).binomial(9, 0.5, (300, 1)).astype(dtype)
         result = jaxem.fit(jaxem.Mixture(jaxem.NegativeBinomial(), 1), x, key=KEY, on_failure="ignore", tol=1e-9)
         poisson = jaxem.fit(jaxem.Mixture(jaxem.Poisson(), 1), x, key=KEY, on_failure="ignore")
-        np.testing.assert_allclose(result.log_likelihood, poisson.log_likelihood, rtol=1e-6)
+        np.testing.assert_allclose(result.log_likelihood, poisson.log_likelihood, rtol=3e-6)
         assert 1e4 < result.params.likelihood.size[0, 0] < np.inf
 
     def test_a_column_of_zeros(self, dtype):
