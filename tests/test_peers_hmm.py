@@ -11,7 +11,7 @@ import pytest
 from data.cases import iris
 
 import jaxem
-from jaxem import GaussianParams, LatentParams, MarkovChainParams, PoissonParams, sequences
+from jaxem import CategoryParams, GaussianParams, LatentParams, MarkovChainParams, PoissonParams, sequences
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -73,7 +73,19 @@ def poisson():
     return jaxem.HMM(jaxem.Poisson(), K), peer, x, PoissonParams(rate)
 
 
-MODELS = {**{f"gaussian {name}": functools.partial(gaussian, name) for name in STRUCTURES}, "poisson": poisson}
+def categorical():
+    x = np.clip(np.round(rows()[:, :1] - 4), 0, 3).astype(int)
+    prob = np.random.default_rng(1).dirichlet(np.ones(4), K)
+    peer = hmm.CategoricalHMM(K, n_features=4, implementation="log")
+    peer.startprob_, peer.transmat_, peer.emissionprob_ = INITIAL, TRANSITION, prob
+    return jaxem.HMM(jaxem.Categorical(4), K), peer, x, CategoryParams(prob[:, None])
+
+
+MODELS = {
+    **{f"gaussian {name}": functools.partial(gaussian, name) for name in STRUCTURES},
+    "poisson": poisson,
+    "categorical": categorical,
+}
 
 
 def read(peer, name):
@@ -81,6 +93,8 @@ def read(peer, name):
     chain = MarkovChainParams(peer.startprob_, peer.transmat_)
     if name == "poisson":
         return LatentParams(chain, PoissonParams(peer.lambdas_))
+    if name == "categorical":
+        return LatentParams(chain, CategoryParams(peer.emissionprob_[:, None]))
     covariance = peer._covars_  # as it is learnt; of spherical ones once for each feature
     if name == "gaussian spherical":
         covariance = covariance[:, 0]
