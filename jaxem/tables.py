@@ -35,7 +35,7 @@ class TableError(ValueError):
 
 
 class MissingValueError(TableError):
-    """A value is missing where none may be."""
+    """A value of x is missing, and missing values were not asked for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Table:
     x: float64, [N, D], NaN where a value is missing. columns: D names. weights: one number per row, [N], if a column of
     weights was asked for. left_out: (name, reason) of the columns that are not part of x. categories: for every column
     of codes the names of the codes, for one of numbers None. groups: the group of each row, a number from 0 in the
-    order in which the groups appear, [N], if a column of groups was asked for, and group_names what it holds.
+    order in which the groups appear, [N], if a column of groups was asked for, and group_names what it holds. inputs:
+    numbers of each row, [N, C], if columns of inputs were asked for.
     """
 
     x: np.ndarray
@@ -55,6 +56,7 @@ class Table:
     categories: tuple[tuple[str, ...] | None, ...] = ()
     groups: np.ndarray | None = None
     group_names: tuple[str, ...] = ()
+    inputs: np.ndarray | None = None
 
 
 def read(
@@ -65,18 +67,20 @@ def read(
     values: Values = "numbers",
     missing: bool = False,
     groups: str | int | None = None,
+    inputs: Sequence[str | int] = (),
 ) -> Table:
     """Read a data file; the ending of its name says what it is.
 
     columns: names, or numbers counted from 0, of the columns of x in the order wanted; by default all that hold
     what ``values`` says. weights: the column that holds the weights of the rows, groups: the one that says which rows
-    belong together; they are not part of x. missing: let values be missing; they are NaN in x.
+    belong together, inputs: those that explain x; they are not part of it. missing: let values of x be missing; they are
+    NaN.
     Raises `TableError`, of which `MissingValueError` is one.
     """
     path = Path(path)
     _check_file(path, _READERS.get(path.suffix.lower()))
     source = _READERS[path.suffix.lower()](path)
-    return _table(path, source, _Wanted(columns, weights, groups, values, missing))
+    return _table(path, source, _Wanted(columns, weights, groups, tuple(inputs), values, missing))
 
 
 def endings() -> tuple[str, ...]:
@@ -118,6 +122,7 @@ class _Wanted:
     columns: Sequence[str | int] | None
     weights: str | int | None
     groups: str | int | None
+    inputs: tuple[str | int, ...]
     values: Values
     missing: bool
 
@@ -131,11 +136,16 @@ class _Column:
 def _table(path: Path, source: _Source, wanted: _Wanted) -> Table:
     roles = {"weights": wanted.weights, "groups": wanted.groups}
     apart = {role: _find(path, source.names, column) for role, column in roles.items() if column is not None}
-    places = _places(path, source.names, wanted.columns, apart)
+    given = [_find(path, source.names, column) for column in wanted.inputs]
+    places = _places(path, source.names, wanted.columns, apart, given)
     groups, group_names = _groups(path, source, apart["groups"]) if "groups" in apart else (None, ())
     loaded, weights = _load(path, source, places, apart.get("weights"), wanted)
     if weights is not None:
         _check_finite(path, source.names[apart["weights"]], weights, source.place)
+
+    inputs = [np.asarray(values) for values in source.load(given, [True] * len(given))] if given else []
+    for i, values in zip(given, inputs, strict=True):
+        _check_finite(path, source.names[i], values, source.place)
 
     kept: list[tuple[str, _Column]] = []
     left_out: list[tuple[str, str]] = []
@@ -152,7 +162,7 @@ def _table(path: Path, source: _Source, wanted: _Wanted) -> Table:
         what = "numbers" if wanted.values == "numbers" else "categories"
         raise TableError(f"{path} has no column of {what} ({reasons or 'no columns'})")
     for name, column in kept:
-        _check_finite(path, name, column.values, source.place, wanted.missing)
+        _check_finite(path, name, column.values, source.place, wanted.missing, optional=True)
     return Table(
         x=np.stack([column.values for _, column in kept], axis=1),
         columns=tuple(name for name, _ in kept),
@@ -161,6 +171,7 @@ def _table(path: Path, source: _Source, wanted: _Wanted) -> Table:
         categories=tuple(column.categories for _, column in kept),
         groups=groups,
         group_names=group_names,
+        inputs=np.stack(inputs, axis=1) if inputs else None,
     )
 
 
@@ -220,22 +231,28 @@ def _groups(path: Path, source: _Source, column: int) -> tuple[np.ndarray, tuple
     return np.array([order[cell] for cell in cells]), tuple(str(name) for name in order)
 
 
-def _places(path: Path, names: list[str], columns: Sequence[str | int] | None, apart: dict[str, int]) -> list[int]:
+_DOES = {"weights": "hold the weights", "groups": "name the groups"}
+
+
+def _places(
+    path: Path, names: list[str], columns: Sequence[str | int] | None, apart: dict[str, int], inputs: list[int]
+) -> list[int]:
     """The places of the columns of x."""
     if len(set(apart.values())) < len(apart):
         raise TableError(f"{path}: column {names[apart['weights']]!r} cannot hold the weights and name the groups too")
+    taken = {**dict.fromkeys(inputs, "explain the others"), **{i: _DOES[role] for role, i in apart.items()}}
+    if len(taken) < len(inputs) + len(apart):
+        raise TableError(f"{path}: a column of inputs is asked for twice, or holds the weights or the groups too")
     if columns is None:
-        return [i for i in range(len(names)) if i not in apart.values()]
+        return [i for i in range(len(names)) if i not in taken]
     wanted = [_find(path, names, column) for column in columns]
     if not wanted:
         raise TableError(f"{path}: the list of columns is empty")
     for i in wanted:
         if wanted.count(i) > 1:
             raise TableError(f"{path}: column {names[i]!r} is asked for twice")
-        for role, place in apart.items():
-            if i == place:
-                does = "hold the weights" if role == "weights" else "name the groups"
-                raise TableError(f"{path}: column {names[i]!r} cannot {does} and be fitted too")
+        if i in taken:
+            raise TableError(f"{path}: column {names[i]!r} cannot {taken[i]} and be fitted too")
     return wanted
 
 
@@ -262,7 +279,12 @@ def _is_row_index(name: str, column: _Column) -> bool:
 
 
 def _check_finite(
-    path: Path, name: str, values: np.ndarray, place: Callable[[int], str], missing: bool = False
+    path: Path,
+    name: str,
+    values: np.ndarray,
+    place: Callable[[int], str],
+    missing: bool = False,
+    optional: bool = False,
 ) -> None:
     bad = np.flatnonzero(np.isinf(values) if missing else ~np.isfinite(values))
     if len(bad):
@@ -270,7 +292,7 @@ def _check_finite(
         what = "is missing" if nothing else f"is {values[bad[0]]}"
         more = f"; {len(bad)} of {len(values)} rows have such a value" if len(bad) > 1 else ""
         advice = "remove these rows or fill them in" if len(bad) > 1 else "remove the row or fill it in"
-        error = MissingValueError if nothing else TableError
+        error = MissingValueError if nothing and optional else TableError
         raise error(f"{path}, {place(int(bad[0]))}, column {name!r}: the value {what}{more} ({advice})")
 
 

@@ -224,6 +224,9 @@ MIXTURES = [
     (["inverse-gaussian"], "InverseGaussian", ["mean", "shape"]),
     (["geometric"], "Geometric", ["prob"]),
     (["binomial", "--trials", "500"], "Binomial", ["prob"]),
+    (["negative-binomial"], "NegativeBinomial", ["mean", "size"]),
+    (["zero-inflated-poisson"], "ZeroInflated", ["inflation", "rate"]),
+    (["student-t", "--covariance", "tied"], "StudentT", ["dof", "mean", "scale"]),
 ]
 
 
@@ -233,7 +236,8 @@ def test_every_mixture_finds_two_groups(capsys, model, name, parameters):
     run("fit", "data.csv", "--model", *model, "--components", "2", "--starts", "2", "--output", "out", "--no-cache")
     assert sorted(os.listdir("out")) == FILES
     out = capsys.readouterr().out
-    assert f"{name} mixture, 2 components, fitted to 12 rows" in out
+    structure = ", tied covariance" if "tied" in model else ""
+    assert f"{name} mixture, 2 components{structure}, fitted to 12 rows" in out
     assert re.search(rf"^component +weight +{' +'.join(parameters)}$", out, flags=re.M)
     assigned = [row[1] for row in read_csv("out/assignments.csv")[1:]]
     assert assigned in (list("000000111111"), list("111111000000"))
@@ -323,6 +327,38 @@ def test_regressions(capsys, family, lines, response):
     order = np.argsort(coefficients[:, 0])
     np.testing.assert_allclose(coefficients[order], lines, atol=1e-3 if family == "linear" else 0.3)
     assert np.mean(order[z] == assigned) > 0.9
+    assert sorted(os.listdir("out")) == FILES
+
+
+def test_experts_and_gates(capsys):
+    """Which line a row is on, and which class, depends on an input."""
+    t = np.linspace(-3, 3, 40)
+    y = np.where(t < 0, 1 - t, 30 + 2 * t) + 0.1 * np.cos(40 * t)
+    write_rows("data.csv", ["t", "y", "word"], zip(t, y, np.where(t + np.sin(9 * t) < 0, "no", "yes"), strict=True))
+    run("fit", "data.csv", "--model", "experts", "--response", "y", "--components", "2", "--starts", "4", "--output",
+        "out", "--no-cache")  # fmt: skip
+    assert re.search(r"^component +intercept +t +intercept +t +sd$", capsys.readouterr().out, flags=re.M)
+    assigned = "".join(row[1] for row in read_csv("out/assignments.csv")[1:])
+    assert assigned in (20 * "0" + 20 * "1", 20 * "1" + 20 * "0")
+    assert sorted(os.listdir("out")) == FILES
+    run("fit", "data.csv", "--model", "latent-class", "--columns", "word", "--gate", "t", "--components", "2",
+        "--starts", "4", "--output", "gated", "--no-cache")  # fmt: skip
+    out = capsys.readouterr().out
+    assert "data: 40 rows, 1 column (word) given t" in out
+    assert re.search(r"^component +intercept +t +no +yes$", out, flags=re.M)
+    summary = read_json("gated/fit.json")
+    assert np.shape(summary["parameters"]["latent"]["gate"]) == (2, 2)
+    assert summary["data"]["inputs"] == ["t"]
+    assert sorted(os.listdir("gated")) == FILES
+
+
+def test_mixture_of_factor_analyzers(capsys):
+    run("fit", "iris", "--model", "factor-analyzers", "--factors", "1", "--components", "2", "--starts", "2",
+        "--max-steps", "50", "--output", "out", "--no-cache")  # fmt: skip
+    out = capsys.readouterr().out
+    assert re.search(r"^component +weight" + 4 * " +mean +sd" + "$", out, flags=re.M)
+    assert [row[1] for row in read_csv("out/assignments.csv")[1:]][:50] in (50 * ["0"], 50 * ["1"])
+    assert np.shape(read_json("out/fit.json")["parameters"]["likelihood"]["loadings"]) == (2, 4, 1)
     assert sorted(os.listdir("out")) == FILES
 
 
@@ -430,7 +466,7 @@ BAD = [
     (["guess"], "invalid choice: 'guess'"),
     (
         ["fit", "faithful", "--model", "guess"],
-        "no model 'guess'; the models are gaussian-mixture, poisson-mixture, ",
+        "no model 'guess'; the models are gaussian-mixture, student-t-mixture, poisson-mixture, ",
     ),
     (["fit", "faithful", "--model", "hmm", "--emission", "guess"], "invalid choice: 'guess'"),
     (["fit", "faithful", "--emission", "poisson"], "--emission does not apply to --model gaussian-mixture"),
@@ -461,6 +497,13 @@ BAD = [
     (
         ["fit", "three.csv", "--model", "regression-mixture", "--response", "a", "--columns", "a"],
         "no column of numbers besides the response 'a'",
+    ),
+    (["fit", "faithful", "--model", "ppca", "--gate", "waiting"], "--gate does not apply to --model ppca"),
+    (["fit", "faithful", "--gate", "waiting", "--columns", "waiting"], "cannot explain the others and be fitted too"),
+    (["fit", "missing.csv", "--gate", "b", "--missing"], "row 1 (line 3), column 'b': the value is missing (remove"),
+    (
+        ["fit", "faithful", "--model", "factor-analyzers", "--factors", "2", "--no-cache"],
+        "--factors must be below the number of columns, 2; got 2",
     ),
     (["fit", "faithful", "--response", "waiting"], "--response does not apply to --model gaussian-mixture"),
     (["fit", "faithful", "--rotation", "none"], "--rotation does not apply to --model gaussian-mixture"),
@@ -497,7 +540,7 @@ BAD = [
     (["fit", "faithful", "--covariance", "round"], "invalid choice: 'round'"),
     (
         ["fit", "faithful", "--model", "poisson", "--covariance", "full"],
-        "it is an option of gaussian-mixture, hmm",
+        "it is an option of gaussian-mixture, student-t-mixture, hmm",
     ),
     (["fit", "faithful", "--model", "poisson", "--no-cache"], "Poisson counts are 0, 1, 2, …; got 3.6 in row 0"),
     (["fit", "negative.csv", "--weights", "b", "--no-cache"], "weights must be finite and at least 0"),

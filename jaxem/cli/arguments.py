@@ -70,6 +70,8 @@ def _add_fit(commands: Any) -> None:
     own("--covariance", choices=tuple(models.COVARIANCES), metavar="NAME",
         help=f"of Gaussian components: {words}, or mclust's EII to VVV (default: full)")  # fmt: skip
     own("--prior", type=_not_negative, metavar="STRENGTH", help="a prior worth so many rows in every component")
+    own("--gate", type=_names, metavar="A,B", help="columns on which the weights of the components depend")
+    own("--factors", type=_count, metavar="L", help="of every factor analyzer (default: 1)")
     own("--trials", type=_count, help="of every binomial count")
     own("--emission", choices=models.variants("emission"), metavar="NAME",
         help=f"what a state emits: {', '.join(models.variants('emission'))} (default: gaussian)")  # fmt: skip

@@ -23,6 +23,7 @@ class Input:
 
     table: of what is modelled; of a regression of the response. data, weights: what is fitted. order: the row of the file
     of every row that is fitted, None where they are the same. inputs: the names of the columns of data.inputs.
+    regression: whether the one column of the table is a response to them.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Input:
     weights: np.ndarray | None = None
     order: np.ndarray | None = None
     inputs: tuple[str, ...] = ()
+    regression: bool = False
 
     @property
     def num_rows(self) -> int:
@@ -46,8 +48,10 @@ class Input:
         if len(self.table.group_names) > 1:
             notes += f", {len(self.table.group_names)} sequences"
         what = f"{len(self.columns)} column{'s' if len(self.columns) > 1 else ''} ({_listed(self.columns)})"
+        if self.regression:
+            what = f"response {_listed(self.columns)}"
         if self.inputs:
-            what = f"response {_listed(self.columns)} given {_listed(self.inputs)}"
+            what += f" given {_listed(self.inputs)}"
         return f"{self.name}: {self.num_rows} rows, {what}{notes}"
 
     def in_file_order(self, rows: np.ndarray) -> np.ndarray:
@@ -69,7 +73,15 @@ def read(args: argparse.Namespace, kind: Kind) -> Input:
     if "response" in kind.options:
         columns = _with_response(args, columns)
     try:
-        table = tables.read(path, columns, weights, values=kind.values, missing=args.missing, groups=args.sequence)
+        table = tables.read(
+            path,
+            columns,
+            weights,
+            values=kind.values,
+            missing=args.missing,
+            groups=args.sequence,
+            inputs=args.gate or (),
+        )
     except tables.MissingValueError as error:
         if "missing" in kind.options:
             raise CommandError(f"{error}; --missing treats empty cells as missing") from None
@@ -83,7 +95,8 @@ def read(args: argparse.Namespace, kind: Kind) -> Input:
     x = table.x if mask is None else _filled(table.x)
     picked = [None if a is None or order is None else a[order] for a in (x, mask, table.weights)]
     x, mask, weights = picked if order is not None else (x, mask, table.weights)
-    return Input(name, table, Data(x=x, mask=mask, starts=starts), weights, order)
+    gate = tuple(args.gate or ())
+    return Input(name, table, Data(x=x, mask=mask, starts=starts, inputs=table.inputs), weights, order, inputs=gate)
 
 
 def _with_response(args: argparse.Namespace, columns: Sequence[str] | None) -> Sequence[str] | None:
@@ -104,7 +117,7 @@ def _regression(name: str, path: Path, response: str, table: tables.Table) -> In
     at = table.columns.index(response)
     own = dataclasses.replace(table, x=table.x[:, [at]], columns=(response,), categories=(None,))
     inputs = tuple(table.columns[i] for i in others)
-    return Input(name, own, Data(x=own.x, inputs=table.x[:, others]), table.weights, inputs=inputs)
+    return Input(name, own, Data(x=own.x, inputs=table.x[:, others]), table.weights, inputs=inputs, regression=True)
 
 
 def _find(args: argparse.Namespace) -> tuple[str, Path, Sequence[str] | None, str | None]:
@@ -114,7 +127,9 @@ def _find(args: argparse.Namespace) -> tuple[str, Path, Sequence[str] | None, st
         return path.stem, path, args.columns, args.weights
     if args.data in datasets.names():
         known = datasets.entry(args.data)
-        return args.data, datasets.path(args.data), args.columns or known.columns, args.weights or known.weights
+        taken = {args.weights, args.sequence, *(args.gate or ())}
+        columns = args.columns or [column for column in known.columns if column not in taken]
+        return args.data, datasets.path(args.data), columns, args.weights or known.weights
     if path.exists():
         raise CommandError(f"{path} is not a file")
     names = ", ".join(datasets.names())

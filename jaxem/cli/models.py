@@ -34,6 +34,8 @@ _CHUNKED_ROWS = 200_000
 _OWN = (
     "covariance",
     "prior",
+    "gate",
+    "factors",
     "missing",
     "emission",
     "sequence",
@@ -90,7 +92,16 @@ _FAMILIES = {
         frozenset({"covariance"}),
         cells=True,
     ),
+    "student-t": _Part(
+        "Student t distributions",
+        lambda args, data: jaxem.StudentT(_covariance(args), expanded=not args.prior),
+        frozenset({"covariance"}),
+    ),
     "poisson": _Part("Poisson counts", lambda args, data: jaxem.Poisson(), cells=True),
+    "negative-binomial": _Part("overdispersed counts", lambda args, data: jaxem.NegativeBinomial(), cells=True),
+    "zero-inflated-poisson": _Part(
+        "Poisson counts with more zeros", lambda args, data: jaxem.ZeroInflated(jaxem.Poisson()), cells=True
+    ),
     "categorical": _Part(
         "categories, as words or whole numbers",
         lambda args, data: jaxem.Categorical(tuple(len(names or ()) for names in data.table.categories)),
@@ -125,9 +136,11 @@ def _covariance(args: Options) -> Covariance:
 
 def _mixture(part: _Part) -> Kind:
     def build(args: Options, data: Input, num_components: int) -> Model:
-        return _with_prior(args, _in_memory(jaxem.Mixture(part.build(args, data), num_components), data))
+        mixture = jaxem.MixtureOfExperts if args.gate else jaxem.Mixture
+        return _with_prior(args, _in_memory(mixture(part.build(args, data), num_components), data))
 
-    return Kind(f"mixture of {part.text}", build, part.options | {"prior", "missing"}, part.values, part.cells)
+    options = part.options | {"prior", "missing", "gate"}
+    return Kind(f"mixture of {part.text}", build, options, part.values, part.cells)
 
 
 def _hmm(part: _Part) -> Kind:
@@ -143,11 +156,22 @@ def _hmm(part: _Part) -> Kind:
     return Kind(text, build, options, part.values, part.cells, "state", ("bic", "aic"))
 
 
-def _regressions(text: str, family: Callable[[], Family]) -> Kind:
-    def build(args: Options, data: Input, num_components: int) -> Model:
-        return _in_memory(jaxem.Mixture(family(), num_components), data)
+_REGRESSIONS: dict[str, tuple[str, Callable[[], Family]]] = {
+    "linear": ("linear regressions", jaxem.LinearRegression),
+    "logistic": ("logistic regressions", jaxem.LogisticRegression),
+    "poisson": ("Poisson regressions", jaxem.PoissonRegression),
+}
 
-    return Kind(text, build, frozenset({"response", "family"}))
+
+def _regressions(what: str, mixture: Callable[[Family, int], Model]) -> Variants:
+    def kind(text: str, family: Callable[[], Family]) -> Kind:
+        def build(args: Options, data: Input, num_components: int) -> Model:
+            return _in_memory(mixture(family(), num_components), data)
+
+        return Kind(f"{what} {text}", build, frozenset({"response", "family"}))
+
+    kinds = {name: kind(text, family) for name, (text, family) in _REGRESSIONS.items()}
+    return Variants(f"{what} regressions of one column on the others", "family", kinds)
 
 
 def _in_memory(model: Model, data: Input) -> Model:
@@ -165,6 +189,14 @@ def _factors(text: str, name: str) -> Kind:
     return Kind(text, build, frozenset({"rotation", "missing"}), cells=True, unit="factor", criteria=("bic", "aic"))
 
 
+def _factor_analyzers(args: Options, data: Input, num_components: int) -> Model:
+    count = args.factors or 1
+    if count >= len(data.columns):
+        raise CommandError(f"--factors must be below the number of columns, {len(data.columns)}; got {count}")
+    mixture = jaxem.MixtureOfExperts if args.gate else jaxem.Mixture
+    return _in_memory(mixture(jaxem.FactorAnalysis(count), num_components), data)
+
+
 def _mixture_name(family: str) -> str:
     return "latent-class" if family == "categorical" else f"{family}-mixture"
 
@@ -172,14 +204,10 @@ def _mixture_name(family: str) -> str:
 #: The models by name; a mixture is also known by the name of its family alone.
 MODELS: dict[str, Kind | Variants] = {
     **{_mixture_name(name): _mixture(part) for name, part in _FAMILIES.items()},
-    "regression-mixture": Variants(
-        "mixture of regressions of one column on the others",
-        "family",
-        {
-            "linear": _regressions("mixture of linear regressions", jaxem.LinearRegression),
-            "logistic": _regressions("mixture of logistic regressions", jaxem.LogisticRegression),
-            "poisson": _regressions("mixture of Poisson regressions", jaxem.PoissonRegression),
-        },
+    "regression-mixture": _regressions("mixture of", jaxem.Mixture),
+    "experts": _regressions("mixture, with weights that depend on the others, of", jaxem.MixtureOfExperts),
+    "factor-analyzers": Kind(
+        "mixture of factor analyzers", _factor_analyzers, frozenset({"factors", "missing", "gate"}), cells=True
     ),
     "factor-analysis": _factors("factor analysis, with a noise variance of each column", "FactorAnalysis"),
     "ppca": _factors("probabilistic principal components, with one noise variance", "PPCA"),
@@ -232,5 +260,5 @@ def listing() -> str:
     for name, row in MODELS.items():
         options = " ".join(_typed(option) for option in _OWN if option in _options(row) and option != "missing")
         lines.append(f"  {name:<26}{row.text}\n  {'':<26}{options}".rstrip())
-    lines.append("of a name that ends in -mixture the beginning is enough; all but regression-mixture take --missing")
+    lines.append("of a name that ends in -mixture the beginning is enough; all but regressions take --missing")
     return "\n".join(lines)

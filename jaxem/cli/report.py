@@ -12,8 +12,8 @@ import numpy as np
 from jaxem.cli.fitting import Factors, Fitted
 from jaxem.cli.inputs import Input
 from jaxem.cli.models import Kind
-from jaxem.families import GaussianParams, LinearRegressionParams
-from jaxem.latents import MarkovChainParams
+from jaxem.families import GaussianParams, LinearRegressionParams, RegressionParams, StudentTParams
+from jaxem.latents import GatedParams, MarkovChainParams
 from jaxem.plot.subject import covariances
 from jaxem.result import Result
 
@@ -39,7 +39,7 @@ def text(kind: Kind, data: Input, fitted: Fitted) -> str:
 def _components(kind: Kind, data: Input, result: Result) -> str:
     """The parameters of every component, a line each, as many columns side by side as the terminal has room for."""
     params = result.params
-    first = _side_by_side([cells(title, columns) for title, columns in _of_latent(kind, params.latent)])
+    first = _side_by_side([cells(title, columns) for title, columns in _of_latent(kind, data, params.latent)])
     groups = [*_of_components(params), *_of_columns(data, result)]
     blocks = [cells(title, columns) for title, columns in groups if columns]
     width = shutil.get_terminal_size((120, 24)).columns - len(first[0]) - 3
@@ -50,7 +50,7 @@ def _components(kind: Kind, data: Input, result: Result) -> str:
     return "\n\n".join(lines)
 
 
-def _of_latent(kind: Kind, latent: Any) -> list[tuple[str, Columns]]:
+def _of_latent(kind: Kind, data: Input, latent: Any) -> list[tuple[str, Columns]]:
     if isinstance(latent, MarkovChainParams):
         count = len(latent.initial)
         to = {str(k): latent.transition[:, k] for k in range(count)} if count <= _PRINTED_COLUMNS else {}
@@ -59,22 +59,35 @@ def _of_latent(kind: Kind, latent: Any) -> list[tuple[str, Columns]]:
             ("", {"initial": latent.initial}),
             *([("transition to", to)] if to else []),
         ]
+    if isinstance(latent, GatedParams):
+        gate = {name: latent.gate[:, i] for i, name in enumerate(("intercept", *data.inputs)[:_PRINTED_COLUMNS])}
+        return [("", {kind.unit: range(len(latent.gate))}), ("gate", gate)]
     return [("", {kind.unit: range(len(latent.weights))}), ("", {"weight": latent.weights})]
 
 
 def _of_components(params: Any) -> Iterator[tuple[str, Columns]]:
     """Numbers that a component has one of, whatever the number of columns."""
-    likelihood = params.likelihood
-    for field in dataclasses.fields(likelihood):
-        values = getattr(likelihood, field.name)
-        if np.ndim(values) == 1 and not isinstance(likelihood, GaussianParams):
-            yield "", {field.name: values}
+    if isinstance(params.likelihood, GaussianParams):  # a number of each is a spherical covariance
+        return
+    for name, values in _leaves(params.likelihood):
+        if values.ndim == 1 and name != "scatter":
+            yield "", {name: values}
+
+
+def _leaves(params: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays of parameters by their names, those of parts among them."""
+    for field in dataclasses.fields(params):
+        value = getattr(params, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _leaves(value)
+        elif value is not None:
+            yield field.name, np.asarray(value)
 
 
 def _of_columns(data: Input, result: Result) -> Iterator[tuple[str, Columns]]:
     """What a component has for every column; of a regression its coefficients, and the spread of the noise."""
-    if data.inputs:
-        likelihood = result.params.likelihood
+    likelihood = result.params.likelihood
+    if isinstance(likelihood, (LinearRegressionParams, RegressionParams)):
         for i, name in enumerate(("intercept", *data.inputs)[:_PRINTED_COLUMNS]):
             yield "", {name: likelihood.coefficients[:, 0, i]}
         if isinstance(likelihood, LinearRegressionParams):
@@ -89,8 +102,9 @@ def _of_column(result: Result, i: int, categories: tuple[str, ...] | None) -> Co
     likelihood = result.params.likelihood
     covariance = covariances(result)
     if covariance is not None:
-        return {"mean": likelihood.mean[:, i], "sd": np.sqrt(covariance[:, i, i])}
-    fields = {field.name: np.asarray(getattr(likelihood, field.name)) for field in dataclasses.fields(likelihood)}
+        spread = "scale" if isinstance(likelihood, StudentTParams) else "sd"
+        return {"mean": likelihood.mean[:, i], spread: np.sqrt(covariance[:, i, i])}
+    fields = dict(_leaves(likelihood))
     if categories is not None:
         prob = next(values for values in fields.values() if values.ndim == 3)
         return {name: prob[:, i, code] for code, name in enumerate(categories)}

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jaxem.families import BernoulliParams, CategoryParams
+from jaxem.families import BernoulliParams, CategoryParams, LinearRegressionParams, RegressionParams
 from jaxem.io import write_atomically
 from jaxem.plot.choice import draw_choice
 from jaxem.plot.components import draw_components
@@ -73,7 +73,7 @@ def fit_picture(
 def _panel(shown: Subject) -> Callable[[SubFigure, Subject], None]:
     if shown.loadings is not None:
         return draw_loadings
-    if shown.inputs is not None:
+    if isinstance(shown.params, (LinearRegressionParams, RegressionParams)):
         return draw_regressions
     if shown.starts is not None:
         return draw_sequences

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxem.families import BinomialParams, GeometricParams, MultinomialParams, PoissonParams
+from jaxem.families import (
+    BinomialParams,
+    GeometricParams,
+    MultinomialParams,
+    NegativeBinomialParams,
+    PoissonParams,
+    StudentTParams,
+    ZeroInflatedParams,
+)
 from jaxem.model import Data
 from jaxem.plot.style import DASHES, DATA, INK, color, legend, marker, style, whole_numbers
 from jaxem.plot.subject import Subject, covariances, family, means
@@ -24,7 +32,14 @@ _MOST_COLUMNS = 40
 # More different counts than this are not told apart.
 _MOST_COUNTS = 200
 # Families of counts.
-_COUNTS = (PoissonParams, BinomialParams, GeometricParams, MultinomialParams)
+_COUNTS = (
+    PoissonParams,
+    BinomialParams,
+    GeometricParams,
+    MultinomialParams,
+    NegativeBinomialParams,
+    ZeroInflatedParams,
+)
 
 
 def draw_components(figure: SubFigure, shown: Subject) -> None:
@@ -67,7 +82,7 @@ def _draw_points(axes: Axes, shown: Subject) -> None:
 def _points_title(shown: Subject, pair: list[int], drawn: int, whole: int) -> str:
     what = "Rows by their most probable component"
     if covariances(shown.result) is not None:
-        what += ", ellipses at 1 and 2 sd"
+        what += f", ellipses at 1 and 2 {'scales' if isinstance(shown.params, StudentTParams) else 'sd'}"
     notes = []
     if shown.x.shape[1] > 2:
         best = "those in which the components differ most" if len(shown.shares) > 1 else "the first two"

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxem.families import Gaussian, GaussianParams
+from jaxem.families import Gaussian, GaussianParams, StudentT
 from jaxem.latents import MarkovChain
 from jaxem.model import Data, Family, Model, UnsupportedError, as_data
 from jaxem.models import FactorParams, LatentModel
@@ -124,6 +124,8 @@ def family(result: Result) -> Family:
 
 def means(result: Result) -> np.ndarray | None:
     """E[x | z = k], [K, D], where the family says so."""
+    if isinstance(result.params.likelihood, FactorParams):
+        return np.asarray(result.params.likelihood.mean)
     try:
         mean = np.asarray(family(result).mean(result.params.likelihood, Data()))
     except UnsupportedError:
@@ -132,9 +134,14 @@ def means(result: Result) -> np.ndarray | None:
 
 
 def covariances(result: Result) -> np.ndarray | None:
-    """The covariance of x given each component, [K, D, D], of Gaussian ones."""
+    """The covariance of x given each component, [K, D, D], where that is Gaussian; of Student t components the scatter."""
     params, known = result.params.likelihood, family(result)
-    if not isinstance(params, GaussianParams) or not isinstance(known, Gaussian):
+    if isinstance(params, FactorParams):
+        loadings, noise = np.asarray(params.loadings), np.asarray(params.noise)
+        noise = np.broadcast_to(noise[:, None] if noise.ndim == 1 else noise, params.mean.shape)
+        return loadings @ np.swapaxes(loadings, 1, 2) + noise[:, :, None] * np.eye(noise.shape[1])
+    if not isinstance(known, (Gaussian, StudentT)):
         return None
     k, d = params.mean.shape
-    return np.asarray(known.covariance.dense(np.asarray(params.covariance), k, d))
+    packed = params.covariance if isinstance(params, GaussianParams) else params.scatter
+    return np.asarray(known.covariance.dense(jax.tree.map(np.asarray, packed), k, d))
