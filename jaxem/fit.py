@@ -27,7 +27,7 @@ from jaxem.model import (
     pytree,
     static,
 )
-from jaxem.result import BatchResult, ConvergenceWarning, FitError, Result, Starts
+from jaxem.result import BatchResult, ConvergenceWarning, FitError, Result, Starts, labels
 from jaxem.slots import Index
 from jaxem.status import Status
 from jaxem.stopping import RelativeGain, Stopping
@@ -318,7 +318,8 @@ def report(result: Result, data: Any, on_failure: OnFailure) -> None:
         names = ", ".join(map(str, constant))
         warnings.warn(f"constant columns carry no information: {names}", ConvergenceWarning, stacklevel=3)
     if result.empty:
-        names = ", ".join(map(str, result.empty))
+        named = labels(result.model)
+        names = ", ".join(named[k] for k in result.empty)
         warnings.warn(f"components that hold less than half a row: {names}", ConvergenceWarning, stacklevel=3)
 
 

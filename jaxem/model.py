@@ -461,6 +461,8 @@ class Family:
     generalized: bool = False
     freezable: frozenset[str] = frozenset()
     freezable_by_component: frozenset[str] = frozenset()
+    #: True when any of the K members may go unused (see `Model.sweepable`).
+    sweepable: bool = True
     #: True when a row is a whole sequence: x is [B, T, D], and what `Data` says of its steps comes with it.
     sequential: bool = False
     #: True when a start is made from the rows (see `start`), because statistics need parameters.

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from jaxem.model import Model, pytree, static
+from jaxem.families import Product, WithNoise
+from jaxem.model import Family, Model, pytree, static
 from jaxem.status import Status
 
 if TYPE_CHECKING:
@@ -132,7 +133,8 @@ def _summary(result: Result) -> list[str]:
     lines.append(f"{result.status.text} ({result.steps} steps)")
     for name, components in (("degenerate", result.degenerate), ("empty", result.empty)):
         if components:
-            lines.append(f"{name} components: {', '.join(map(str, components))}")
+            named = labels(result.model)
+            lines.append(f"{name} components: {', '.join(named[k] for k in components)}")
     starts = result.starts
     if len(starts) > 1:
         unit = "row" if result.num_steps is None else "step"
@@ -161,16 +163,49 @@ def _number(value: float) -> str:
 
 
 #: What a model with such a latent variable is called, and what its components are.
-_LATENTS = {"Categorical": ("mixture", "component"), "MarkovChain": ("hidden Markov model", "state")}
+_LATENTS = {
+    "Categorical": ("mixture", "component"),
+    "Gated": ("gated mixture", "component"),
+    "MarkovChain": ("hidden Markov model", "state"),
+}
 
 
 _NAMES = {"FactorAnalysis": "Factor analysis", "PPCA": "Probabilistic PCA"}
 
 
 def size(model: Model) -> int:
-    """The number of components, of states, or of factors."""
+    """The number of components, noise not among them, of states, or of factors."""
+    model = _innermost(model)
+    return getattr(model, "num_factors", model.num_components) - has_noise(model)
+
+
+def has_noise(model: Model) -> bool:
+    """Whether the last component is noise."""
+    return isinstance(getattr(_innermost(model), "likelihood", None), WithNoise)
+
+
+def labels(model: Model) -> list[str]:
+    """What the components are called: their numbers, and noise by its name."""
+    return [*map(str, range(size(model))), *(["noise"] if has_noise(model) else [])]
+
+
+def _innermost(model: Model) -> Model:
     inner = getattr(model, "model", None)
-    return size(inner) if isinstance(inner, Model) else getattr(model, "num_factors", model.num_components)
+    return _innermost(inner) if isinstance(inner, Model) else model
+
+
+def _family_name(family: Family) -> str:
+    if isinstance(family, Product):
+        return " × ".join(_family_name(family.families[name]) for name, _ in family.columns or ())
+    return _family_name(family.family) if isinstance(family, WithNoise) else type(family).__name__
+
+
+def _structure(family: Family) -> Any:
+    """The covariance structure, where there is one."""
+    if isinstance(family, Product):
+        each = [_structure(family.families[name]) for name, _ in family.columns or ()]
+        return next((found for found in each if found is not None), None)
+    return _structure(family.family) if isinstance(family, WithNoise) else getattr(family, "covariance", None)
 
 
 def describe(model: Model) -> str:
@@ -183,7 +218,7 @@ def describe(model: Model) -> str:
         factors = getattr(model, "num_factors", None)
         name = _NAMES.get(type(model).__name__, type(model).__name__)
         return name if factors is None else f"{name}, {factors} factor{'s' if factors != 1 else ''}"
-    structure = getattr(family, "covariance", None)
+    structure = _structure(family)
     # EqualVolumeDiagonal: "equal volume diagonal covariance"
     words = re.sub(r"(?<!^)(?=[A-Z])", " ", type(structure).__name__).lower()
     covariance = f", {words} covariance" if structure is not None else ""
@@ -192,8 +227,9 @@ def describe(model: Model) -> str:
     name = type(held).__name__
     kind, unit = _LATENTS.get(name, (name, "component"))
     member = getattr(family, "model", None)  # a mixture of models
-    what = f"{type(family).__name__} {kind}" if member is None else f"{kind} of ({describe(member)})"
-    return f"{what}, {_plural(model.num_components, unit)}{covariance}{how}"
+    what = f"{_family_name(family)} {kind}" if member is None else f"{kind} of ({describe(member)})"
+    noise = " and noise" if has_noise(model) else ""
+    return f"{what}, {_plural(size(model), unit)}{noise}{covariance}{how}"
 
 
 @pytree

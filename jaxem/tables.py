@@ -46,7 +46,7 @@ class Table:
     weights was asked for. left_out: (name, reason) of the columns that are not part of x. categories: for every column
     of codes the names of the codes, for one of numbers None. groups: the group of each row, a number from 0 in the
     order in which the groups appear, [N], if a column of groups was asked for, and group_names what it holds. inputs:
-    numbers of each row, [N, C], if columns of inputs were asked for.
+    numbers of each row, [N, C], if columns of inputs were asked for. places: of every column its number in the file.
     """
 
     x: np.ndarray
@@ -57,6 +57,7 @@ class Table:
     groups: np.ndarray | None = None
     group_names: tuple[str, ...] = ()
     inputs: np.ndarray | None = None
+    places: tuple[int, ...] = ()
 
 
 def read(
@@ -68,19 +69,20 @@ def read(
     missing: bool = False,
     groups: str | int | None = None,
     inputs: Sequence[str | int] = (),
+    categories: Sequence[str | int] = (),
 ) -> Table:
     """Read a data file; the ending of its name says what it is.
 
     columns: names, or numbers counted from 0, of the columns of x in the order wanted; by default all that hold
     what ``values`` says. weights: the column that holds the weights of the rows, groups: the one that says which rows
-    belong together, inputs: those that explain x; they are not part of it. missing: let values of x be missing; they are
-    NaN.
+    belong together, inputs: those that explain x; they are not part of it. categories: columns of x whose numbers are
+    categories too, where ``values`` is "mixed". missing: let values of x be missing; they are NaN.
     Raises `TableError`, of which `MissingValueError` is one.
     """
     path = Path(path)
     _check_file(path, _READERS.get(path.suffix.lower()))
     source = _READERS[path.suffix.lower()](path)
-    return _table(path, source, _Wanted(columns, weights, groups, tuple(inputs), values, missing))
+    return _table(path, source, _Wanted(columns, weights, groups, tuple(inputs), values, missing, tuple(categories)))
 
 
 def endings() -> tuple[str, ...]:
@@ -125,6 +127,7 @@ class _Wanted:
     inputs: tuple[str | int, ...]
     values: Values
     missing: bool
+    categories: tuple[str | int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +142,10 @@ def _table(path: Path, source: _Source, wanted: _Wanted) -> Table:
     given = [_find(path, source.names, column) for column in wanted.inputs]
     places = _places(path, source.names, wanted.columns, apart, given)
     groups, group_names = _groups(path, source, apart["groups"]) if "groups" in apart else (None, ())
-    loaded, weights = _load(path, source, places, apart.get("weights"), wanted)
+    coded = {_find(path, source.names, column) for column in wanted.categories}
+    if stray := sorted(coded - set(places)):
+        raise TableError(f"{path}: column {source.names[stray[0]]!r} is to hold categories, but is not fitted")
+    loaded, weights = _load(path, source, places, apart.get("weights"), wanted, coded)
     if weights is not None:
         _check_finite(path, source.names[apart["weights"]], weights, source.place)
 
@@ -148,6 +154,7 @@ def _table(path: Path, source: _Source, wanted: _Wanted) -> Table:
         _check_finite(path, source.names[i], values, source.place)
 
     kept: list[tuple[str, _Column]] = []
+    kept_places: list[int] = []
     left_out: list[tuple[str, str]] = []
     for i, column in zip(places, loaded, strict=True):
         name = source.names[i] or f"column {i}"
@@ -157,9 +164,10 @@ def _table(path: Path, source: _Source, wanted: _Wanted) -> Table:
             left_out.append((name, column))
         else:
             kept.append((name, column))
+            kept_places.append(i)
     if not kept:
         reasons = "; ".join(f"{name!r}: {reason}" for name, reason in left_out)
-        what = "numbers" if wanted.values == "numbers" else "categories"
+        what = {"mixed": "numbers or categories"}.get(wanted.values, wanted.values)
         raise TableError(f"{path} has no column of {what} ({reasons or 'no columns'})")
     for name, column in kept:
         _check_finite(path, name, column.values, source.place, wanted.missing, optional=True)
@@ -172,11 +180,12 @@ def _table(path: Path, source: _Source, wanted: _Wanted) -> Table:
         groups=groups,
         group_names=group_names,
         inputs=np.stack(inputs, axis=1) if inputs else None,
+        places=tuple(kept_places),
     )
 
 
 def _load(
-    path: Path, source: _Source, places: list[int], weight: int | None, wanted: _Wanted
+    path: Path, source: _Source, places: list[int], weight: int | None, wanted: _Wanted, coded: set[int]
 ) -> tuple[list[_Column | str], np.ndarray | None]:
     """Each column as asked for, or why it is not one; and the weights."""
     asked = wanted.columns is not None
@@ -190,12 +199,13 @@ def _load(
     if wanted.values == "numbers":
         return [values if isinstance(values, str) else _Column(values) for values in loaded], weights
     numbers[: len(loaded)] = loaded
+    numbers = ["" if i in coded else values for i, values in zip(places, numbers, strict=True)]
     texts = [i for i, values in zip(places, numbers, strict=True) if isinstance(values, str)]
     words = dict(zip(texts, source.words(texts), strict=True))
     columns: list[_Column | str] = []
     for i, values in zip(places, numbers, strict=True):
         column = _categories(words[i], source.place) if isinstance(values, str) else _Column(values)
-        if asked and isinstance(column, str):
+        if (asked or i in coded) and isinstance(column, str):
             raise TableError(f"{path}, column {source.names[i]!r}: {column}")
         columns.append(column)
     return columns, weights

@@ -1,6 +1,7 @@
 """The command: what it writes and prints, and one line for whatever is wrong."""
 
 import csv
+import dataclasses
 import importlib.util
 import json
 import os
@@ -362,6 +363,87 @@ def test_mixture_of_factor_analyzers(capsys):
     assert sorted(os.listdir("out")) == FILES
 
 
+def test_noise_takes_what_fits_nowhere(capsys):
+    """Two clusters, and rows far from both; the noise has its name wherever components have numbers."""
+    rng = np.random.default_rng(0)
+    far = [(-50, 40), (60, -30), (10, 70), (-20, -60), (70, 60), (-60, 0)]
+    x = np.concatenate([rng.normal(size=(40, 2)), rng.normal(size=(30, 2)) + 25, far])
+    write_rows("data.csv", ["a", "b"], x)
+    run("fit", "data.csv", "--noise", "--components", "1,2", "--starts", "8", "--output", "out", "--no-cache")
+    out = capsys.readouterr().out
+    assert "smallest BIC: Gaussian mixture, 2 components and noise, full covariance" in out
+    assert re.search(r"^\*    2 +-[\d.]+ +12 ", out, flags=re.M)
+    assert re.search(r"^component +weight +mean +sd +mean +sd$", out, flags=re.M)
+    assert re.search(r"^    noise +0\.0\d+$", out, flags=re.M)
+    assert "noise is uniform over a -60 to 70, b -60 to 70" in out
+    header, *rows = read_csv("out/assignments.csv")
+    assert header[3:] == ["responsibility_0", "responsibility_1", "responsibility_noise"]
+    assigned = [row[1] for row in rows]
+    assert assigned[70:] == 6 * ["noise"]
+    assert assigned[:70] in (40 * ["0"] + 30 * ["1"], 40 * ["1"] + 30 * ["0"])
+    summary = read_json("out/fit.json")
+    assert summary["components"] == 2
+    assert summary["noise"] == {"component": 2, "box": {"a": [-60, 70], "b": [-60, 70]}}
+    assert np.shape(summary["parameters"]["likelihood"]["mean"]) == (2, 2)
+    np.testing.assert_allclose(summary["parameters"]["latent"]["weights"][2], 6 / 76, atol=0.01)
+    assert [row["components"] for row in summary["selection"]["candidates"]] == [1, 2]
+    assert sorted(os.listdir("out")) == FILES
+
+
+def test_an_empty_noise_is_called_so(capsys):
+    write_rows("data.csv", ["y"], [(value,) for value in np.linspace(-1, 1, 20) ** 3])
+    run("fit", "data.csv", "--noise", "--components", "1", "--starts", "1", "--max-steps", "1", "--output", "out",
+        "--no-cache")  # fmt: skip
+    out = capsys.readouterr().out
+    assert "Gaussian mixture, 1 component and noise, full covariance, fitted to 20 rows" in out
+    result = io.load("out/fit.npz")
+    assert str(dataclasses.replace(result, empty=(1,))).splitlines()[3] == "empty components: noise"
+
+
+def test_columns_of_several_kinds(capsys):
+    """Numbers, counts, words and codes; every column is printed, filled in and drawn as what it holds."""
+    rng = np.random.default_rng(0)
+    z = np.arange(60) % 2
+    size, visits = 10 * z + rng.normal(size=60), rng.poisson(np.array([1, 20])[z])
+    rows = [list(row) for row in zip(size, np.array(["no", "yes"])[z], visits, 3 + 2 * z, strict=True)]
+    rows[1][1], rows[2][0], rows[5][2] = "", "NA", ""
+    write_rows("data.csv", ["size", "smokes", "visits", "ward"], rows)
+    run("fit", "data.csv", "--model", "mixed", "--counts", "visits", "--categories", "3", "--components", "1,2",
+        "--starts", "4", "--missing", "--output", "out", "--no-cache")  # fmt: skip
+    captured = capsys.readouterr()
+    assert "only the values" not in captured.err
+    assert "data: 60 rows, 4 columns (size, smokes, visits, ward)" in captured.out
+    assert "Gaussian × Poisson × Categorical mixture, 2 components, full covariance, fitted to 60 rows" in captured.out
+    assert re.search(r"^ +size +smokes +visits +ward$", captured.out, flags=re.M)
+    assert re.search(r"^component +weight +mean +sd +no +yes +rate +3 +5$", captured.out, flags=re.M)
+    assigned = "".join(row[1] for row in read_csv("out/assignments.csv")[1:])
+    assert assigned in (30 * "01", 30 * "10")
+    first = int(assigned[0])
+    summary = read_json("out/fit.json")
+    assert summary["data"]["counts"] == ["visits"]
+    assert summary["data"]["categories"] == {"smokes": ["no", "yes"], "ward": ["3", "5"]}
+    likelihood = summary["parameters"]["likelihood"]
+    seen = [[size[k::2][np.arange(30) != 1 if k == 0 else slice(None)].mean()] for k in (0, 1)]
+    np.testing.assert_allclose(np.array(likelihood["numbers"]["mean"])[[first, 1 - first]], seen, atol=1e-5)
+    np.testing.assert_allclose(np.array(likelihood["counts"]["rate"])[first, 0], visits[::2].mean(), atol=1e-3)
+    np.testing.assert_allclose(np.array(likelihood["categories"]["prob"])[first], np.eye(2)[[0, 0]], atol=1e-6)
+    header, *imputed = read_csv("out/imputed.csv")
+    assert header == ["size", "smokes", "visits", "ward"]
+    assert imputed[1][1:] == ["yes", str(visits[1]), "5"]
+    np.testing.assert_allclose([float(imputed[2][0]), float(imputed[5][2])],
+                               [seen[0][0], likelihood["counts"]["rate"][1 - first][0]], atol=1e-3)  # fmt: skip
+    assert sorted(os.listdir("out")) == sorted([*FILES, "imputed.csv"])
+
+
+def test_few_values_may_be_categories(capsys):
+    write_rows("data.csv", ["grade", "size"], [(1 + i % 2, i * i % 7) for i in range(12)])
+    run("fit", "data.csv", "--model", "mixed", "--components", "1", "--starts", "1", "--output", "out", "--no-cache")
+    notes = [line for line in capsys.readouterr().err.splitlines() if "note" in line]
+    assert notes[0].startswith("jaxem: note: column 'grade' has only the values 1, 2, fitted as normal numbers")
+    assert len(notes) == 2
+    assert "counts" not in read_json("out/fit.json")["data"]
+
+
 def test_logistic_regressions(capsys):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(60, 2))
@@ -505,6 +587,31 @@ BAD = [
         ["fit", "faithful", "--model", "factor-analyzers", "--factors", "2", "--no-cache"],
         "--factors must be below the number of columns, 2; got 2",
     ),
+    (
+        ["fit", "faithful", "--model", "poisson", "--noise"],
+        "--noise does not apply to --model poisson-mixture; it is an option of gaussian-mixture",
+    ),
+    (
+        ["fit", "three.csv", "--noise", "--components", "3"],
+        "3 components and noise need at least as many rows; three has 3 rows",
+    ),
+    (
+        ["fit", "three.csv", "--counts", "a"],
+        "--counts does not apply to --model gaussian-mixture; it is an option of mixed",
+    ),
+    (["fit", "three.csv", "--model", "mixed", "--counts", "x"], "column 'x' of counts is not fitted; a, b are"),
+    (
+        ["fit", "three.csv", "--model", "mixed", "--counts", "a", "--categories", "a"],
+        "column 'a' holds categories, so no counts",
+    ),
+    (
+        ["fit", "three.csv", "--model", "mixed", "--columns", "a", "--categories", "b"],
+        "column 'b' is to hold categories, but is not fitted",
+    ),
+    (
+        ["fit", "fractions.csv", "--model", "mixed", "--counts", "a", "--components", "1", "--no-cache"],
+        "Poisson counts are 0, 1, 2, …; got 0.5 in row 1",
+    ),
     (["fit", "faithful", "--response", "waiting"], "--response does not apply to --model gaussian-mixture"),
     (["fit", "faithful", "--rotation", "none"], "--rotation does not apply to --model gaussian-mixture"),
     (
@@ -540,7 +647,7 @@ BAD = [
     (["fit", "faithful", "--covariance", "round"], "invalid choice: 'round'"),
     (
         ["fit", "faithful", "--model", "poisson", "--covariance", "full"],
-        "it is an option of gaussian-mixture, student-t-mixture, hmm",
+        "it is an option of gaussian-mixture, student-t-mixture, mixed, hmm",
     ),
     (["fit", "faithful", "--model", "poisson", "--no-cache"], "Poisson counts are 0, 1, 2, …; got 3.6 in row 0"),
     (["fit", "negative.csv", "--weights", "b", "--no-cache"], "weights must be finite and at least 0"),
@@ -551,6 +658,7 @@ BAD = [
 def test_bad_input_is_one_clear_line_and_status_2(tmp_path, capsys, args, message):
     (tmp_path / "three.csv").write_text("a,b\n1,2\n3,4\n5,7\n")
     (tmp_path / "missing.csv").write_text("a,b\n1,2\n3,\n")
+    (tmp_path / "fractions.csv").write_text("a,b\n1,2\n0.5,3\n4,1\n")
     (tmp_path / "weighted.csv").write_text("x,s,w\n1,v,1\n1,u,2\n2,u,3\n")
     (tmp_path / "negative.csv").write_text("a,b\n1,-2\n3,1\n")
     run(*args, status=2)

@@ -269,6 +269,15 @@ class TestWithNoise:
         largest = np.max(size**2, axis=1)[:, None, None]
         np.testing.assert_array_less(np.abs(given[0] - covariance), np.broadcast_to(0.05 * largest, covariance.shape))
 
+    def test_numbers_of_components_are_chosen_as_if_fitted_alone(self, float64):
+        """It is in use whatever their number is, and is not counted."""
+        models = [jaxem.Mixture(jaxem.WithNoise(jaxem.Gaussian()), k) for k in (2, 3)]
+        selection = jaxem.select(models, self.X, key=KEY, num_starts=8)
+        assert selection.chosen == 0
+        np.testing.assert_allclose(selection.best.log_likelihood, self.fitted().log_likelihood, rtol=1e-6)
+        assert "* smallest BIC: Gaussian mixture, 1 component and noise, full covariance" in str(selection)
+        assert str(selection).splitlines()[1].startswith("*    1 ")
+
     def test_it_stays_last(self, float64):
         result = self.fitted(k=3, max_steps=3, on_failure="ignore")
         turned = result.model.take_components(result.params, [1, 0, 2])

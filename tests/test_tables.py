@@ -197,6 +197,30 @@ def test_parquet(tmp_path):
         tables.read(cut)
 
 
+def test_columns_of_every_kind(write):
+    """Words become codes, numbers stay numbers unless they are said to be categories, and ids are left out."""
+    text = "id,size,kind,ward\n" + "".join(f"n{i},{i / 4},{'ba'[i % 2]},{5 - 2 * (i % 2)}\n" for i in range(102))
+    table = tables.read(write(text), values="mixed", categories=["ward"])
+    assert table.columns == ("size", "kind", "ward")
+    assert table.places == (1, 2, 3)
+    assert table.categories == (None, ("a", "b"), ("3", "5"))
+    assert table.left_out == (("id", "it has 102 different values, more than 100 categories"),)
+    np.testing.assert_array_equal(table.x[:2], [[0, 1, 1], [0.25, 0, 0]])
+    assert tables.read(write(text), values="mixed", categories=[3], columns=["ward"]).categories == (("3", "5"),)
+    with pytest.raises(TableError, match=r"'0.25' in row 1 .* is neither a word nor a whole number"):
+        tables.read(write(text), values="mixed", categories=["size"])
+
+
+def test_booleans_of_parquet_are_words(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    path = tmp_path / "data.parquet"
+    columns = {"smokes": [True, None, False], "size": [1.5, 2, 3]}
+    pytest.importorskip("pyarrow.parquet").write_table(pyarrow.table(columns), path)
+    table = tables.read(path, values="mixed", missing=True)
+    assert table.categories == (("False", "True"), None)
+    np.testing.assert_array_equal(table.x, [[1, 1.5], [np.nan, 2], [0, 3]])
+
+
 def test_parquet_without_pyarrow_says_what_to_install(write, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(TableError, match=r'pip install "jaxem\[parquet\]"'):

@@ -70,6 +70,9 @@ def _add_fit(commands: Any) -> None:
     own("--covariance", choices=tuple(models.COVARIANCES), metavar="NAME",
         help=f"of Gaussian components: {words}, or mclust's EII to VVV (default: full)")  # fmt: skip
     own("--prior", type=_not_negative, metavar="STRENGTH", help="a prior worth so many rows in every component")
+    own("--noise", action="store_true", help="a component more, of uniform noise: takes rows that fit nowhere")
+    own("--counts", type=_names, metavar="A,B", help="columns of counts among those of a mixed model")
+    own("--categories", type=_names, metavar="A,B", help="columns whose numbers are categories, as words always are")
     own("--gate", type=_names, metavar="A,B", help="columns on which the weights of the components depend")
     own("--factors", type=_count, metavar="L", help="of every factor analyzer (default: 1)")
     own("--trials", type=_count, help="of every binomial count")

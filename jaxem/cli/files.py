@@ -20,7 +20,8 @@ from jaxem.cli.fitting import Assignment, Factors, Fitted
 from jaxem.cli.inputs import Input
 from jaxem.cli.models import Kind
 from jaxem.io import save, write_atomically
-from jaxem.result import Result, describe, size
+from jaxem.plot.subject import family
+from jaxem.result import Result, describe, has_noise, labels, size
 from jaxem.select import Selection
 from jaxem.status import Status
 
@@ -33,7 +34,7 @@ def write(output: Path, args: argparse.Namespace, kind: Kind, data: Input, fitte
     if isinstance(fitted.found, Factors):
         contents |= {"scores.csv": scores(data, fitted.found), "loadings.csv": loadings(data, fitted.found)}
     else:
-        contents["assignments.csv"] = assignments(kind, data, fitted.found)
+        contents["assignments.csv"] = assignments(kind, data, fitted.best, fitted.found)
     if fitted.imputed is not None:
         contents["imputed.csv"] = imputed(data, fitted.imputed)
     for name, content in contents.items():
@@ -70,15 +71,16 @@ def _picture(data: Input, fitted: Fitted) -> Any:
     )
 
 
-def assignments(kind: Kind, data: Input, found: Assignment) -> bytes:
+def assignments(kind: Kind, data: Input, best: Result, found: Assignment) -> bytes:
     """row, of sequences the sequence, component, its probability, and the probability of every component, as csv."""
+    called = labels(best.model)
     r, assigned = data.in_file_order(found.responsibilities), data.in_file_order(found.assigned)
     chosen = np.take_along_axis(r, assigned[:, None], axis=1)
-    rows = np.arange(len(r))[:, None]
     if data.data.starts is None:
-        names = ["row", kind.unit, "probability", *(f"responsibility_{k}" for k in range(r.shape[1]))]
-        return csv_bytes(names, "%.6g", np.hstack([chosen, r]), np.hstack([rows, assigned[:, None]]))
-    names = ["row", "sequence", kind.unit, "probability", *(f"posterior_{k}" for k in range(r.shape[1]))]
+        names = ["row", kind.unit, "probability", *(f"responsibility_{name}" for name in called)]
+        leading = [f"{row},{called[k]}" for row, k in enumerate(assigned)]
+        return csv_bytes(names, "%.6g", np.hstack([chosen, r]), leading=leading)
+    names = ["row", "sequence", kind.unit, "probability", *(f"posterior_{name}" for name in called)]
     groups = np.zeros(len(r), int) if data.table.groups is None else data.table.groups
     words = [_quoted(name) for name in data.table.group_names or ("0",)]
     leading = [f"{row},{words[group]},{state}" for row, (group, state) in enumerate(zip(groups, assigned))]
@@ -155,6 +157,7 @@ def _summary(args: argparse.Namespace, data: Input, fitted: Fitted) -> dict[str,
         "degenerate_components": best.degenerate,
         "empty_components": best.empty,
         "parameters": best.params,
+        **_noise_summary(data, best),
         "starts": _starts_summary(best),
     }
     if isinstance(fitted.found, Factors):
@@ -165,6 +168,15 @@ def _summary(args: argparse.Namespace, data: Input, fitted: Fitted) -> dict[str,
     return summary
 
 
+def _noise_summary(data: Input, best: Result) -> dict[str, Any]:
+    """Its density is that of a box: the last of the weights is its own, the other parameters are of the others."""
+    if not has_noise(best.model):
+        return {}
+    noise: Any = family(best)
+    box = zip(data.columns, noise.low.tolist(), noise.high.tolist(), strict=True)
+    return {"noise": {"component": size(best.model), "box": {name: [low, high] for name, low, high in box}}}
+
+
 def _data_summary(data: Input) -> dict[str, Any]:
     summary: dict[str, Any] = {"name": data.name, "rows": data.num_rows, "columns": data.columns}
     if data.inputs:
@@ -173,6 +185,8 @@ def _data_summary(data: Input) -> dict[str, Any]:
         summary["missing_cells"] = int(np.isnan(data.table.x).sum())
     if data.data.starts is not None:
         summary["sequences"] = int(data.data.starts.sum())
+    if data.counts:
+        summary["counts"] = [data.columns[i] for i in data.counts]
     named = zip(data.columns, data.table.categories, strict=True)
     categories = {name: names for name, names in named if names is not None}
     return summary | ({"categories": categories} if categories else {})

@@ -16,6 +16,7 @@ from jaxem.cli.models import Kind
 from jaxem.cli.process import arithmetic
 from jaxem.fit import report
 from jaxem.model import Data, UnsupportedError
+from jaxem.plot.subject import blocks
 from jaxem.result import FitError, Result
 from jaxem.select import Selection
 
@@ -164,12 +165,13 @@ def _impute(best: Result, data: Input, typed: Data, found: Assignment | Factors)
     """Missing cells hold what is expected of them given those that are there; of categories the most probable one."""
     if typed.mask is None:
         return None
-    if isinstance(found, Assignment) and isinstance(best.params.likelihood, jaxem.CategoryParams):
-        prob = np.einsum("nk,kdc->ndc", found.responsibilities, best.params.likelihood.prob)
-        expected = np.argmax(prob, axis=-1)
-    else:
-        try:
-            expected = np.asarray(jax.jit(lambda params, x: best.model.impute(params, x).mean)(best.params, typed))
-        except UnsupportedError:
-            return None
+    try:
+        expected = np.array(jax.jit(lambda params, x: best.model.impute(params, x).mean)(best.params, typed))
+    except UnsupportedError:
+        return None
+    if isinstance(found, Assignment):
+        for block in blocks(best, len(data.columns)):
+            if isinstance(block.params, jaxem.CategoryParams):
+                prob = np.einsum("nk,kdc->ndc", found.responsibilities, block.params.prob)
+                expected[:, list(block.columns)] = np.argmax(prob, axis=-1)
     return np.where(np.isnan(data.table.x), data.in_file_order(expected), data.table.x)

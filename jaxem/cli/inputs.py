@@ -15,6 +15,8 @@ from jaxem.cli.models import Kind
 from jaxem.model import Data
 
 DEFAULT_COMPONENTS = tuple(range(1, 10))
+# A column of no more different numbers than this may hold categories.
+_FEW_VALUES = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Input:
 
     table: of what is modelled; of a regression of the response. data, weights: what is fitted. order: the row of the file
     of every row that is fitted, None where they are the same. inputs: the names of the columns of data.inputs.
-    regression: whether the one column of the table is a response to them.
+    regression: whether the one column of the table is a response to them. counts: the places of the columns of counts.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Input:
     order: np.ndarray | None = None
     inputs: tuple[str, ...] = ()
     regression: bool = False
+    counts: tuple[int, ...] = ()
 
     @property
     def num_rows(self) -> int:
@@ -81,6 +84,7 @@ def read(args: argparse.Namespace, kind: Kind) -> Input:
             missing=args.missing,
             groups=args.sequence,
             inputs=args.gate or (),
+            categories=args.categories or (),
         )
     except tables.MissingValueError as error:
         if "missing" in kind.options:
@@ -95,8 +99,11 @@ def read(args: argparse.Namespace, kind: Kind) -> Input:
     x = table.x if mask is None else _filled(table.x)
     picked = [None if a is None or order is None else a[order] for a in (x, mask, table.weights)]
     x, mask, weights = picked if order is not None else (x, mask, table.weights)
-    gate = tuple(args.gate or ())
-    return Input(name, table, Data(x=x, mask=mask, starts=starts, inputs=table.inputs), weights, order, inputs=gate)
+    typed = Data(x=x, mask=mask, starts=starts, inputs=table.inputs)
+    counts = _counts(path, table, args.counts or ())
+    if kind.values == "mixed":
+        _note_few_values(table, counts)
+    return Input(name, table, typed, weights, order, inputs=tuple(args.gate or ()), counts=counts)
 
 
 def _with_response(args: argparse.Namespace, columns: Sequence[str] | None) -> Sequence[str] | None:
@@ -118,6 +125,30 @@ def _regression(name: str, path: Path, response: str, table: tables.Table) -> In
     own = dataclasses.replace(table, x=table.x[:, [at]], columns=(response,), categories=(None,))
     inputs = tuple(table.columns[i] for i in others)
     return Input(name, own, Data(x=own.x, inputs=table.x[:, others]), table.weights, inputs=inputs, regression=True)
+
+
+def _counts(path: Path, table: tables.Table, wanted: Sequence[str]) -> tuple[int, ...]:
+    """The places in x of the columns of counts, given by name or by their number in the file."""
+    numbers = {str(place): i for i, place in enumerate(table.places)}
+    found = []
+    for column in wanted:
+        i = table.columns.index(column) if column in table.columns else numbers.get(column)
+        if i is None:
+            raise CommandError(f"{path}: column {column!r} of counts is not fitted; {', '.join(table.columns)} are")
+        if table.categories[i] is not None:
+            raise CommandError(f"{path}: column {table.columns[i]!r} holds categories, so no counts")
+        found.append(i)
+    return tuple(sorted(set(found)))
+
+
+def _note_few_values(table: tables.Table, counts: tuple[int, ...]) -> None:
+    """Numbers that may well be the names of categories; of a few values a normal distribution says little."""
+    for i, (name, column) in enumerate(zip(table.columns, table.x.T, strict=True)):
+        values = np.unique(column[~np.isnan(column)])
+        if i not in counts and table.categories[i] is None and len(values) <= _FEW_VALUES:
+            listed = ", ".join(f"{value:g}" for value in values)
+            say(f"jaxem: note: column {name!r} has only the values {listed}, fitted as normal numbers; "
+                "if they are categories, say so with --categories")  # fmt: skip
 
 
 def _find(args: argparse.Namespace) -> tuple[str, Path, Sequence[str] | None, str | None]:
@@ -191,11 +222,13 @@ def check_components(given: tuple[int, ...] | None, kind: Kind, data: Input) -> 
     if kind.unit == "factor":
         return _check_factors(given, data)
     rows = data.num_rows if data.weights is None else int(np.count_nonzero(data.weights))
+    rows -= kind.noise
     if given is None:
         return tuple(k for k in DEFAULT_COMPONENTS if k <= max(rows, 1))
     if max(given) > rows:
         rows_of = "rows" if data.weights is None else "rows of positive weight"
-        raise CommandError(f"{max(given)} {kind.unit}s need at least as many rows; {data.name} has {rows} {rows_of}")
+        what = f"{max(given)} {kind.unit}s and noise" if kind.noise else f"{max(given)} {kind.unit}s"
+        raise CommandError(f"{what} need at least as many rows; {data.name} has {rows + kind.noise} {rows_of}")
     return given
 
 

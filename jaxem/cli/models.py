@@ -34,6 +34,9 @@ _CHUNKED_ROWS = 200_000
 _OWN = (
     "covariance",
     "prior",
+    "noise",
+    "counts",
+    "categories",
     "gate",
     "factors",
     "missing",
@@ -53,7 +56,8 @@ class Kind:
 
     text: what it is for. build: the model for these options, data and number of components. options: those of its own
     that it takes. values: what the columns of its data hold. cells: whether some cells of a row may be missing, or only
-    all. unit: what --components counts. criteria: what may choose among numbers of them.
+    all. unit: what --components counts. criteria: what may choose among numbers of them. noise: whether there is a
+    component of noise beside them.
     """
 
     text: str
@@ -63,6 +67,7 @@ class Kind:
     cells: bool = False
     unit: str = "component"
     criteria: tuple[str, ...] = ("bic", "aic", "icl")
+    noise: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +94,7 @@ _FAMILIES = {
     "gaussian": _Part(
         "normal distributions",
         lambda args, data: jaxem.Gaussian(_covariance(args)),
-        frozenset({"covariance"}),
+        frozenset({"covariance", "noise"}),
         cells=True,
     ),
     "student-t": _Part(
@@ -137,10 +142,27 @@ def _covariance(args: Options) -> Covariance:
 def _mixture(part: _Part) -> Kind:
     def build(args: Options, data: Input, num_components: int) -> Model:
         mixture = jaxem.MixtureOfExperts if args.gate else jaxem.Mixture
-        return _with_prior(args, _in_memory(mixture(part.build(args, data), num_components), data))
+        family, size = part.build(args, data), num_components
+        if args.noise:
+            family, size = jaxem.WithNoise(family), num_components + 1
+        return _with_prior(args, _in_memory(mixture(family, size), data))
 
     options = part.options | {"prior", "missing", "gate"}
     return Kind(f"mixture of {part.text}", build, options, part.values, part.cells)
+
+
+def _product(args: Options, data: Input) -> Family:
+    """Independent blocks of the columns of numbers, of counts and of categories, as many of them as there are."""
+    named = data.table.categories
+    coded = [i for i, names in enumerate(named) if names is not None]
+    plain = [i for i in range(len(named)) if i not in coded and i not in data.counts]
+    categories = tuple(len(named[i] or ()) for i in coded)
+    families = {
+        "numbers": (lambda: jaxem.Gaussian(_covariance(args)), plain),
+        "counts": (jaxem.Poisson, list(data.counts)),
+        "categories": (lambda: jaxem.Categorical(categories), coded),
+    }
+    return jaxem.Product({name: (family(), columns) for name, (family, columns) in families.items() if columns})
 
 
 def _hmm(part: _Part) -> Kind:
@@ -151,7 +173,7 @@ def _hmm(part: _Part) -> Kind:
         family = part.build(args, data)
         return _with_prior(args, jaxem.HMM(family, num_components, allowed=allowed, allowed_initial=initial))
 
-    options = part.options | {"prior", "emission", "sequence", "left_to_right", "missing"}
+    options = part.options - {"noise"} | {"prior", "emission", "sequence", "left_to_right", "missing"}
     text = f"hidden Markov model with {part.text}"
     return Kind(text, build, options, part.values, part.cells, "state", ("bic", "aic"))
 
@@ -197,6 +219,15 @@ def _factor_analyzers(args: Options, data: Input, num_components: int) -> Model:
     return _in_memory(mixture(jaxem.FactorAnalysis(count), num_components), data)
 
 
+_MIXED = _Part(
+    "columns of several kinds: normal numbers, Poisson --counts, categories",
+    _product,
+    frozenset({"covariance", "counts", "categories"}),
+    values="mixed",
+    cells=True,
+)
+
+
 def _mixture_name(family: str) -> str:
     return "latent-class" if family == "categorical" else f"{family}-mixture"
 
@@ -204,6 +235,7 @@ def _mixture_name(family: str) -> str:
 #: The models by name; a mixture is also known by the name of its family alone.
 MODELS: dict[str, Kind | Variants] = {
     **{_mixture_name(name): _mixture(part) for name, part in _FAMILIES.items()},
+    "mixed": _mixture(_MIXED),
     "regression-mixture": _regressions("mixture of", jaxem.Mixture),
     "experts": _regressions("mixture, with weights that depend on the others, of", jaxem.MixtureOfExperts),
     "factor-analyzers": Kind(
@@ -243,7 +275,7 @@ def choose(args: Options) -> Kind:
             raise CommandError(f"{_typed(option)} does not apply to {name}; it is an option of {users}")
     if args.criterion not in kind.criteria:
         raise CommandError(f"--criterion {args.criterion} does not apply to {name}; use {' or '.join(kind.criteria)}")
-    return kind
+    return dataclasses.replace(kind, noise=args.noise)
 
 
 def _options(row: Kind | Variants) -> frozenset[str]:
@@ -257,8 +289,9 @@ def _typed(option: str) -> str:
 def listing() -> str:
     """The table of the models, for the help."""
     lines = []
+    width = max(map(len, MODELS)) + 1
     for name, row in MODELS.items():
         options = " ".join(_typed(option) for option in _OWN if option in _options(row) and option != "missing")
-        lines.append(f"  {name:<26}{row.text}\n  {'':<26}{options}".rstrip())
+        lines.append(f"  {name:<{width}}{row.text}\n  {'':<{width}}{options}".rstrip())
     lines.append("of a name that ends in -mixture the beginning is enough; all but regressions take --missing")
     return "\n".join(lines)

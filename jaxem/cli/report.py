@@ -14,8 +14,8 @@ from jaxem.cli.inputs import Input
 from jaxem.cli.models import Kind
 from jaxem.families import GaussianParams, LinearRegressionParams, RegressionParams, StudentTParams
 from jaxem.latents import GatedParams, MarkovChainParams
-from jaxem.plot.subject import covariances
-from jaxem.result import Result
+from jaxem.plot.subject import Block, blocks, covariances, family
+from jaxem.result import Result, has_noise, labels
 
 # The parameters of no more columns than this are printed; fit.json has them all.
 _PRINTED_COLUMNS = 24
@@ -38,40 +38,51 @@ def text(kind: Kind, data: Input, fitted: Fitted) -> str:
 
 def _components(kind: Kind, data: Input, result: Result) -> str:
     """The parameters of every component, a line each, as many columns side by side as the terminal has room for."""
-    params = result.params
-    first = _side_by_side([cells(title, columns) for title, columns in _of_latent(kind, data, params.latent)])
-    groups = [*_of_components(params), *_of_columns(data, result)]
-    blocks = [cells(title, columns) for title, columns in groups if columns]
+    named = labels(result.model)
+    latent = _of_latent(kind, data, result.params.latent)
+    first = _side_by_side([cells("", {kind.unit: named}), *(cells(title, columns) for title, columns in latent)])
+    groups = [*_of_components(data, result), *_of_columns(data, result)]
+    if has_noise(result.model):
+        groups = [(title, {name: [*values, ""] for name, values in columns.items()}) for title, columns in groups]
+    tables = [cells(title, columns) for title, columns in groups if columns]
     width = shutil.get_terminal_size((120, 24)).columns - len(first[0]) - 3
-    lines = [_join_lines(first, block) for block in _fill(blocks, width)] or ["\n".join(first)]
+    lines = [_join_lines(first, table) for table in _fill(tables, width)] or ["\n".join(first)]
+    if has_noise(result.model):
+        lines.append(_noise(data, result))
     hidden = max(len(data.columns), len(data.inputs) + 1 if data.inputs else 0) - _PRINTED_COLUMNS
     if hidden > 0:
         lines.append(f"… and {hidden} more columns: see fit.json")
     return "\n\n".join(lines)
 
 
+def _noise(data: Input, result: Result) -> str:
+    """Where the noise is."""
+    noise: Any = family(result)
+    sides = zip(data.columns, noise.low.tolist(), noise.high.tolist(), strict=True)
+    box = [f"{name} {_format(low)} to {_format(high)}" for name, low, high in sides]
+    more = ", …" if len(box) > _PRINTED_COLUMNS else ""
+    return f"noise is uniform over {', '.join(box[:_PRINTED_COLUMNS])}{more}"
+
+
 def _of_latent(kind: Kind, data: Input, latent: Any) -> list[tuple[str, Columns]]:
     if isinstance(latent, MarkovChainParams):
         count = len(latent.initial)
         to = {str(k): latent.transition[:, k] for k in range(count)} if count <= _PRINTED_COLUMNS else {}
-        return [
-            ("", {kind.unit: range(count)}),
-            ("", {"initial": latent.initial}),
-            *([("transition to", to)] if to else []),
-        ]
+        return [("", {"initial": latent.initial}), *([("transition to", to)] if to else [])]
     if isinstance(latent, GatedParams):
         gate = {name: latent.gate[:, i] for i, name in enumerate(("intercept", *data.inputs)[:_PRINTED_COLUMNS])}
-        return [("", {kind.unit: range(len(latent.gate))}), ("gate", gate)]
-    return [("", {kind.unit: range(len(latent.weights))}), ("", {"weight": latent.weights})]
+        return [("gate", gate)]
+    return [("", {"weight": latent.weights})]
 
 
-def _of_components(params: Any) -> Iterator[tuple[str, Columns]]:
+def _of_components(data: Input, result: Result) -> Iterator[tuple[str, Columns]]:
     """Numbers that a component has one of, whatever the number of columns."""
-    if isinstance(params.likelihood, GaussianParams):  # a number of each is a spherical covariance
-        return
-    for name, values in _leaves(params.likelihood):
-        if values.ndim == 1 and name != "scatter":
-            yield "", {name: values}
+    for block in blocks(result, len(data.columns)):
+        if isinstance(block.params, GaussianParams):  # a number of each is a spherical covariance
+            continue
+        for name, values in _leaves(block.params):
+            if values.ndim == 1 and name != "scatter":
+                yield "", {name: values}
 
 
 def _leaves(params: Any) -> Iterator[tuple[str, np.ndarray]]:
@@ -93,18 +104,18 @@ def _of_columns(data: Input, result: Result) -> Iterator[tuple[str, Columns]]:
         if isinstance(likelihood, LinearRegressionParams):
             yield "", {"sd": np.sqrt(likelihood.variance[:, 0])}
         return
+    owner = {column: block for block in blocks(result, len(data.columns)) for column in block.columns}
     for i, name in enumerate(data.columns[:_PRINTED_COLUMNS]):
-        yield name, _of_column(result, i, data.table.categories[i])
+        yield name, _of_column(owner[i], owner[i].columns.index(i), data.table.categories[i])
 
 
-def _of_column(result: Result, i: int, categories: tuple[str, ...] | None) -> Columns:
+def _of_column(block: Block, i: int, categories: tuple[str, ...] | None) -> Columns:
     """Numbers that a component has for every column: [K, D], or [K, D, C] where the column has categories."""
-    likelihood = result.params.likelihood
-    covariance = covariances(result)
+    covariance = covariances(block.family, block.params)
     if covariance is not None:
-        spread = "scale" if isinstance(likelihood, StudentTParams) else "sd"
-        return {"mean": likelihood.mean[:, i], spread: np.sqrt(covariance[:, i, i])}
-    fields = dict(_leaves(likelihood))
+        spread = "scale" if isinstance(block.params, StudentTParams) else "sd"
+        return {"mean": block.params.mean[:, i], spread: np.sqrt(covariance[:, i, i])}
+    fields = dict(_leaves(block.params))
     if categories is not None:
         prob = next(values for values in fields.values() if values.ndim == 3)
         return {name: prob[:, i, code] for code, name in enumerate(categories)}
@@ -145,7 +156,7 @@ def cells(title: str, columns: Columns) -> list[str]:
 
 
 def _format(value: Any) -> str:
-    return f"{float(value):.5g}"
+    return value if isinstance(value, str) else f"{float(value):.5g}"
 
 
 def _side_by_side(blocks: list[list[str]]) -> list[str]:

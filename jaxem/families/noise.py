@@ -40,6 +40,9 @@ class WithNoise(Family):
     low: Float[Array, " D"] | None = None
     high: Float[Array, " D"] | None = None
 
+    # The last member is always in use.
+    sweepable = False
+
     def __post_init__(self):
         if not isinstance(self.family, Family):
             raise ValueError(f"WithNoise takes a family; got {self.family!r}")

@@ -55,6 +55,10 @@ class Product(Family):
         return any(family.generalized for family in self.families.values())
 
     @property
+    def sweepable(self) -> bool:  # type: ignore[override]
+        return all(family.sweepable for family in self.families.values())
+
+    @property
     def freezable(self) -> frozenset[str]:  # type: ignore[override]
         return frozenset(f"{block}.{leaf}" for block, family in self.families.items() for leaf in family.freezable)
 

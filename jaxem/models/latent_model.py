@@ -98,7 +98,7 @@ class LatentModel(Model):
 
     @property
     def sweepable(self) -> bool:  # type: ignore[override]
-        return self.latent.sweepable
+        return self.latent.sweepable and self.likelihood.sweepable
 
     def with_components(self, num_components: int) -> LatentModel:
         return LatentModel(self.latent.with_components(num_components), self.likelihood)

@@ -10,18 +10,19 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jaxem.families import BernoulliParams, CategoryParams, LinearRegressionParams, RegressionParams
+from jaxem.families import BernoulliParams, CategoryParams, LinearRegressionParams, Product, RegressionParams
 from jaxem.io import write_atomically
 from jaxem.plot.choice import draw_choice
 from jaxem.plot.components import draw_components
 from jaxem.plot.factors import draw_loadings
+from jaxem.plot.mixed import draw_blocks
 from jaxem.plot.profiles import draw_profiles
 from jaxem.plot.regressions import draw_regressions
 from jaxem.plot.sequences import draw_sequences
 from jaxem.plot.starts import draw_starts
 from jaxem.plot.style import INK, number
-from jaxem.plot.subject import Subject, subject
-from jaxem.result import Result, size
+from jaxem.plot.subject import Subject, blocks, subject
+from jaxem.result import Result, has_noise, size
 from jaxem.select import Selection
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ def fit_picture(
 
     result = fit.best if isinstance(fit, Selection) else fit
     shown = subject(result, data, columns, categories, inputs, weights, responsibilities, assigned, loadings)
-    figure = Figure(figsize=(11.5, 5.6), facecolor="white", layout="constrained")
+    panels = 1 if shown.loadings is not None else len(blocks(result, shown.x.shape[1]))
+    figure = Figure(figsize=(11.5, 5.6 if panels == 1 else 3.9 * panels), facecolor="white", layout="constrained")
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08, wspace=0.04, hspace=0.06)
     left, right = figure.subfigures(1, 2, width_ratios=[1.35, 1])
     _panel(shown)(left, shown)
@@ -77,6 +79,8 @@ def _panel(shown: Subject) -> Callable[[SubFigure, Subject], None]:
         return draw_regressions
     if shown.starts is not None:
         return draw_sequences
+    if isinstance(shown.family, Product):
+        return draw_blocks
     return draw_profiles if isinstance(shown.params, (BernoulliParams, CategoryParams)) else draw_components
 
 
@@ -87,7 +91,8 @@ def save_picture(path: str | os.PathLike, figure: Figure, dpi: int = 150) -> Non
 
 def _headline(shown: Subject, title: str) -> str:
     result, k = shown.result, size(shown.result.model)
-    parts = [f"{k} {shown.unit}{'s' if k > 1 else ''}", f"log-likelihood {number(result.log_likelihood)}"]
+    noise = " and noise" if has_noise(result.model) else ""
+    parts = [f"{k} {shown.unit}{'s' if k > 1 else ''}{noise}", f"log-likelihood {number(result.log_likelihood)}"]
     if result.num_free_parameters is not None:
         parts.append(f"BIC {number(result.bic)}")
     parts.append(result.status.label)

@@ -19,7 +19,7 @@ from jaxem.families import (
 )
 from jaxem.model import Data
 from jaxem.plot.style import DASHES, DATA, INK, color, legend, marker, style, whole_numbers
-from jaxem.plot.subject import Subject, covariances, family, means
+from jaxem.plot.subject import Subject, covariances, means
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,7 +70,14 @@ def _draw_points(axes: Axes, shown: Subject) -> None:
     for k in range(len(shown.shares)):
         mine = points[shown.assigned[rows] == k]
         axes.scatter(
-            mine[:, 0], mine[:, 1], s=size, marker=marker(k), color=color(k), alpha=0.55, linewidths=0, zorder=2
+            mine[:, 0],
+            mine[:, 1],
+            s=size,
+            marker=shown.marker(k),
+            color=shown.color(k),
+            alpha=0.55,
+            linewidths=0,
+            zorder=2,
         )
     _draw_ellipses(axes, shown, pair)
     _label_means(axes, shown, pair)
@@ -79,9 +86,13 @@ def _draw_points(axes: Axes, shown: Subject) -> None:
     style(axes, _points_title(shown, pair, len(rows), len(whole)), shown.columns[pair[0]], shown.columns[pair[1]])
 
 
+def _label(shown: Subject, k: int) -> str:
+    return f"{shown.labels[k]}:  {shown.shares[k]:.1%}"
+
+
 def _points_title(shown: Subject, pair: list[int], drawn: int, whole: int) -> str:
     what = "Rows by their most probable component"
-    if covariances(shown.result) is not None:
+    if covariances(shown.family, shown.params) is not None:
         what += f", ellipses at 1 and 2 {'scales' if isinstance(shown.params, StudentTParams) else 'sd'}"
     notes = []
     if shown.x.shape[1] > 2:
@@ -90,7 +101,8 @@ def _points_title(shown: Subject, pair: list[int], drawn: int, whole: int) -> st
     if isinstance(shown.params, _COUNTS):
         notes.append("counts are jittered")
     if whole < len(shown.x):
-        notes.append(f"{len(shown.x) - whole:,} rows lack one of them")
+        lacking = len(shown.x) - whole
+        notes.append(f"{lacking:,} row{'s lack' if lacking > 1 else ' lacks'} one of them")
     if drawn < whole:
         notes.append(f"{drawn:,} of {whole:,} rows are shown")
     return what + ("\n" + "; ".join(notes) if notes else "")
@@ -99,12 +111,14 @@ def _points_title(shown: Subject, pair: list[int], drawn: int, whole: int) -> st
 def _best_pair(shown: Subject) -> tuple[int, int]:
     """The two columns with the largest ratio of total to within-component variance (the inverse of Wilks' lambda)."""
     x = np.where(np.isnan(shown.x), np.nanmean(shown.x, axis=0), shown.x)
-    x = x - np.average(x, axis=0, weights=shown.weights)
     each = shown.weights[:, None] * shown.responsibilities
+    each = each[:, :-1] if shown.noisy else each
+    weights = each.sum(axis=1)
+    x = x - np.average(x, axis=0, weights=weights)
     count = np.maximum(each.sum(axis=0), np.finfo(float).tiny)
     centers = (each.T @ x) / count[:, None]
-    total = (shown.weights[:, None] * x).T @ x / shown.weights.sum()
-    within = total - (count[:, None] * centers).T @ centers / shown.weights.sum()
+    total = (weights[:, None] * x).T @ x / weights.sum()
+    within = total - (count[:, None] * centers).T @ centers / weights.sum()
     tiny = np.finfo(float).tiny
     alone = np.diagonal(total) / np.maximum(np.diagonal(within), tiny)
     candidates = np.sort(np.argsort(-alone, kind="stable")[:_MOST_COLUMNS])
@@ -121,7 +135,7 @@ def _best_pair(shown: Subject) -> tuple[int, int]:
 def _draw_ellipses(axes: Axes, shown: Subject, pair: list[int]) -> None:
     from matplotlib.patches import Ellipse
 
-    mean, covariance = means(shown.result), covariances(shown.result)
+    mean, covariance = means(shown.family, shown.params), covariances(shown.family, shown.params)
     if mean is None or covariance is None:
         return
     for k in range(len(mean)):
@@ -137,13 +151,13 @@ def _draw_ellipses(axes: Axes, shown: Subject, pair: list[int]) -> None:
 
 def _label_means(axes: Axes, shown: Subject, pair: list[int]) -> None:
     """The number of each component at its mean, and its weight in the legend: color is never the only sign."""
-    mean = means(shown.result)
+    mean = means(shown.family, shown.params)
     for k in range(0 if mean is None else len(mean)):
         at = mean[k][pair]
         axes.plot(*at, marker="o", markersize=13, color="white", markeredgecolor=color(k), zorder=4, linestyle="none")
         axes.annotate(str(k), at, ha="center", va="center_baseline", fontsize=8.5, color=INK, zorder=5)
-    for k, share in enumerate(shown.shares):
-        axes.plot([], [], linestyle="none", marker=marker(k), color=color(k), label=f"{k}:  {share:.1%}")
+    for k in range(len(shown.shares)):
+        axes.plot([], [], linestyle="none", marker=shown.marker(k), color=shown.color(k), label=_label(shown, k))
     columns = 1 + (len(shown.shares) - 1) // 10
     legend(axes, title="component: weight", title_fontsize=8.5, loc="best", ncols=columns)
 
@@ -163,7 +177,7 @@ def _densities(shown: Subject, at: np.ndarray) -> np.ndarray:
     """π_k p(x | k) at some places, [K, G]."""
     # In the type of the parameters, in which the family is calibrated.
     places = at[:, None].astype(np.asarray(shown.result.starts.objective).dtype)
-    log_prob = family(shown.result).log_prob(shown.params, family(shown.result).statistics(Data(x=places)))
+    log_prob = shown.family.log_prob(shown.params, shown.family.statistics(Data(x=places)))
     return (shown.shares * np.exp(np.asarray(log_prob, np.float64))).T
 
 
@@ -197,12 +211,13 @@ def _draw_densities(axes: Axes, shown: Subject) -> None:
 def _draw_curves(axes: Axes, at: np.ndarray, curves: np.ndarray, shown: Subject, filled: bool) -> None:
     """A curve for every component, and for all of them together."""
     for k, curve in enumerate(curves):
-        label = f"{k}:  {shown.shares[k]:.1%}"
         if filled:
-            axes.fill_between(at, curve, color=color(k), alpha=0.15, linewidth=0)
-            axes.plot(at, curve, color=color(k), linewidth=1.8, label=label)
+            axes.fill_between(at, curve, color=shown.color(k), alpha=0.15, linewidth=0)
+            axes.plot(at, curve, color=shown.color(k), linewidth=1.8, label=_label(shown, k))
         else:
-            axes.plot(at, curve, color=color(k), marker=marker(k * 7), markersize=5, linewidth=1.2, label=label)
+            axes.plot(
+                at, curve, color=color(k), marker=marker(k * 7), markersize=5, linewidth=1.2, label=_label(shown, k)
+            )
     if len(curves) > 1:
         axes.plot(at, curves.sum(axis=0), color=INK, linewidth=1.4, linestyle=DASHES, label="all components")
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxem.model import Data
 from jaxem.plot.style import DASHES, FAINT, color, legend, marker, style
-from jaxem.plot.subject import Subject, family
+from jaxem.plot.subject import Subject
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +34,7 @@ def draw_regressions(figure: SubFigure, shown: Subject) -> None:
 def _expected(shown: Subject, inputs: np.ndarray) -> np.ndarray:
     """E[x | z = k, inputs] of the first response, [N, K]."""
     inputs = inputs.astype(np.asarray(shown.result.starts.objective).dtype)
-    return np.asarray(family(shown.result).mean(shown.params, Data(inputs=inputs)))[:, :, 0]
+    return np.asarray(shown.family.mean(shown.params, Data(inputs=inputs)))[:, :, 0]
 
 
 def _points(axes: Axes, shown: Subject, x: np.ndarray, y: np.ndarray, assigned: np.ndarray, lines: bool) -> None:

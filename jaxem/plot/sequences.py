@@ -26,7 +26,7 @@ def draw_sequences(figure: SubFigure, shown: Subject) -> None:
     steps = slice(begin, min(end, begin + _MOST_STEPS))
     count = min(shown.x.shape[1], _MOST_COLUMNS)
     panels = figure.subplots(count + 1, 1, sharex=True, height_ratios=[2.0 / count] * count + [0.8])
-    mean = None if _coded(shown) else means(shown.result)
+    mean = None if _coded(shown) else means(shown.family, shown.params)
     for i, axes in enumerate(panels[:-1]):
         _draw_column(axes, shown, steps, i, mean)
         style(axes, _title(shown, begin, end) if i == 0 else "", "", shown.columns[i], grid="y")

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 COLORS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#AA3377", "#66CCEE", "#777777")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK, FAINT, GRID, DATA = "#222222", "#777777", "#E6E6E6", "#D5D8DC"
+# What fits nowhere: unlike any component.
+NOISE = "#555555"
 # Labels longer than this are cut.
 _LONGEST = 24
 DASHES = (0, (5, 2))

@@ -9,18 +9,29 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxem.families import Gaussian, GaussianParams, StudentT
+from jaxem.families import Gaussian, GaussianParams, Product, StudentT, WithNoise
 from jaxem.latents import MarkovChain
 from jaxem.model import Data, Family, Model, UnsupportedError, as_data
 from jaxem.models import FactorParams, LatentModel
-from jaxem.result import Result
+from jaxem.plot import style
+from jaxem.result import Result, has_noise, labels
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Columns of x, their family and its parameters."""
+
+    family: Family
+    params: Any
+    columns: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
     """x: [N, D], NaN where a cell is missing. assigned: −1 where a row is missing whole. starts: where sequences begin,
     None where rows are independent. categories: for every column of codes their names. inputs: of regressions, [N, C].
-    loadings: of a factor model. shares: of the components, [K].
+    loadings: of a factor model. block: the family and its parameters, of a product one block of its columns. shares: of
+    the components, [K].
     """
 
     result: Result
@@ -34,11 +45,39 @@ class Subject:
     inputs: np.ndarray | None = None
     input_names: Sequence[str] = ()
     loadings: np.ndarray | None = None
+    block: Block | None = None
+
+    @property
+    def family(self) -> Family:
+        return family(self.result) if self.block is None else self.block.family
 
     @property
     def params(self) -> Any:
         """The family's parameters."""
-        return self.result.params.likelihood
+        return self.result.params.likelihood if self.block is None else self.block.params
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the last component is noise."""
+        return has_noise(self.result.model)
+
+    @property
+    def labels(self) -> list[str]:
+        """What the components are called."""
+        return labels(self.result.model)
+
+    def color(self, k: int) -> str:
+        return style.NOISE if self.noisy and k == len(self.labels) - 1 else style.color(k)
+
+    def marker(self, k: int) -> str:
+        return "." if self.noisy and k == len(self.labels) - 1 else style.marker(k)
+
+    def narrowed(self, block: Block) -> Subject:
+        """Of the columns of one block alone."""
+        where = list(block.columns)
+        categories = None if self.categories is None else [self.categories[i] for i in where]
+        names = [self.columns[i] for i in where]
+        return dataclasses.replace(self, x=self.x[:, where], columns=names, categories=categories, block=block)
 
     @property
     def shares(self) -> np.ndarray:
@@ -122,20 +161,31 @@ def family(result: Result) -> Family:
     return inner(result.model).likelihood
 
 
-def means(result: Result) -> np.ndarray | None:
-    """E[x | z = k], [K, D], where the family says so."""
-    if isinstance(result.params.likelihood, FactorParams):
-        return np.asarray(result.params.likelihood.mean)
+def blocks(result: Result, num_columns: int) -> list[Block]:
+    """The blocks of a product, or the one block of any other family."""
+    known, params = family(result), result.params.likelihood
+    if not isinstance(known, Product):
+        return [Block(known, params, tuple(range(num_columns)))]
+    return [Block(known.families[name], params[name], where) for name, where in known.columns or ()]
+
+
+def means(known: Family, params: Any) -> np.ndarray | None:
+    """E[x | z = k], [K, D], where the family says so; noise has none."""
+    if isinstance(params, FactorParams):
+        return np.asarray(params.mean)
+    if isinstance(known, WithNoise):
+        return means(known.family, params)
     try:
-        mean = np.asarray(family(result).mean(result.params.likelihood, Data()))
+        mean = np.asarray(known.mean(params, Data()))
     except UnsupportedError:
         return None
     return mean if mean.ndim == 2 else None
 
 
-def covariances(result: Result) -> np.ndarray | None:
+def covariances(known: Family, params: Any) -> np.ndarray | None:
     """The covariance of x given each component, [K, D, D], where that is Gaussian; of Student t components the scatter."""
-    params, known = result.params.likelihood, family(result)
+    if isinstance(known, WithNoise):
+        return covariances(known.family, params)
     if isinstance(params, FactorParams):
         loadings, noise = np.asarray(params.loadings), np.asarray(params.noise)
         noise = np.broadcast_to(noise[:, None] if noise.ndim == 1 else noise, params.mean.shape)
