@@ -153,7 +153,7 @@ def _stage(lanes: Lane, size: int, target: int, model, data, weights, index, alg
 
 
 def take(tree: Any, rows: Array) -> Any:
-    return jax.tree.map(lambda a: a[rows], tree)
+    return jax.tree.map(lambda a: jnp.asarray(a)[rows], tree)
 
 
 def put(tree: Any, rows: Array, new: Any) -> Any:

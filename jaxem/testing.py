@@ -41,6 +41,11 @@ class Case:
 
     def __post_init__(self):
         self._e_step = jax.jit(lambda params, data, weights: self.model.e_step(params, data, weights))
+        # One program of each: the laws share what is compiled.
+        self.prepare = jax.jit(lambda raw: self.model.prepare(raw))
+        self.m_step = jax.jit(self.model.m_step)
+        self.traced = _Traced(self.model, _Counter())
+        self.fitted = jax.jit(lambda m, p, d, c: run(m, p, d, control=c))
 
     @property
     def rows(self) -> int:
@@ -52,7 +57,7 @@ class Case:
 
     def part(self, rows: Any) -> Any:
         """Some of the examples, prepared by themselves."""
-        return self.model.prepare(jax.tree.map(lambda a: a[rows], self.raw))
+        return self.prepare(jax.tree.map(lambda a: np.asarray(a)[rows], self.raw))
 
 
 class _NotApplicable(Exception):
@@ -115,7 +120,7 @@ def _fisher(case: Case) -> None:
 
 def _stationary(case: Case) -> None:
     stats = case.e_step(case.data).stats
-    updated = jax.jit(case.model.m_step)(case.params, stats)
+    updated = case.m_step(case.params, stats)
 
     @jax.jit
     def objective(params: Any) -> Any:
@@ -171,7 +176,7 @@ def _bound(case: Case) -> None:
         inner = inner.model
     if not isinstance(inner, LatentModel) or not inner.latent.independent:
         raise _NotApplicable("q is only given as [N, K] for an independent discrete latent")
-    prepared = inner.prepare(case.raw)
+    prepared = case.data if inner is case.model else jax.jit(inner.prepare)(case.raw)
     posterior = jax.jit(inner.posterior)(case.params, prepared)
     log_likelihood = case.e_step(case.data).log_likelihood
     bound = jax.jit(lambda q: elbo(inner, case.params, prepared, q))
@@ -191,18 +196,19 @@ def _lanes(case: Case) -> None:
     """Lanes against one by one; a lane on data that hold NaN disturbs none."""
     control = Control(RelativeGain(1e-7), max_steps=40)
     clean = case.data
-    spoilt = jax.tree.map(lambda a: a.at[0].set(jnp.nan) if jnp.issubdtype(a.dtype, jnp.floating) else a, clean)
-    stacked = jax.tree.map(lambda a, b: jnp.stack([a, b]), clean, spoilt)
-    models = jax.tree.map(lambda a: jnp.broadcast_to(a, (2, *jnp.shape(a))), case.model)
-    moved = jax.jit(case.model.m_step)(case.params, case.e_step(clean).stats)
-    starts = jax.tree.map(lambda *a: jnp.stack(a), case.params, case.params, moved)
+    stacked = jax.tree.map(lambda a: np.stack([a, _spoilt(np.asarray(a))]), clean)
+    models = jax.tree.map(lambda a: np.broadcast_to(a, (2, *np.shape(a))), case.model)
+    moved = case.m_step(case.params, case.e_step(clean).stats)
+    starts = jax.tree.map(lambda *a: np.stack(a), case.params, case.params, moved)
     index = Index(data=jnp.array([0, 1, 0]))
 
-    single = jax.jit(lambda p: run(case.model, p, clean, control=control))
     # Two slots for three lanes: one lane waits, and is taken in beside another that runs or has stopped.
-    lanes = jax.jit(lambda: run_lanes(models, starts, stacked, index=index, control=control, slots=2))()
+    program = jax.jit(lambda m, p, d: run_lanes(m, p, d, index=index, control=control, slots=2))
+    lanes = program(models, starts, stacked)
     for lane in (0, 2):
-        mine, one = jax.tree.map(lambda a, i=lane: a[i], lanes), single(jax.tree.map(lambda a, i=lane: a[i], starts))
+        mine = jax.tree.map(lambda a, i=lane: np.asarray(a)[i], lanes)
+        start = jax.tree.map(lambda a, i=lane: jnp.asarray(a[i]), starts)
+        one = case.fitted(case.traced, start, clean, control)
         if (int(mine.steps), int(mine.status)) != (int(one.steps), int(one.status)):
             raise AssertionError(f"law lanes: {int(mine.steps)} steps as a lane, {int(one.steps)} alone")
         _close("lanes", mine.params, one.params, 1e4 * case.rtol, "parameters of a lane against the fit alone")
@@ -211,6 +217,15 @@ def _lanes(case: Case) -> None:
         raise AssertionError(f"law lanes: data that hold NaN end as {spoilt_status.label}")
     if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(lanes.params)):
         raise AssertionError("law lanes: a lane ended with parameters that are not finite")
+
+
+def _spoilt(a: np.ndarray) -> np.ndarray:
+    """With NaN in the first example."""
+    if not np.issubdtype(a.dtype, np.floating):
+        return a
+    a = a.copy()
+    a[0] = np.nan
+    return a
 
 
 @pytree
@@ -235,9 +250,7 @@ class _Counter(list):
 
 
 def _retrace(case: Case) -> None:
-    count = _Counter()
-    fitted = jax.jit(lambda m, p, d, c: run(m, p, d, control=c))
-    model = _Traced(case.model, count)
+    fitted, model, count = case.fitted, case.traced, case.traced.count
     fitted(model, case.params, case.data, Control(RelativeGain(1e-3), max_steps=3))
     traced = len(count)
     doubled = jax.tree.map(lambda a: a * 1.5 if isinstance(a, (float, jax.Array)) else a, model)
@@ -293,7 +306,7 @@ def _sample(case: Case) -> None:
         x, _ = jax.jit(lambda k, p: case.model.sample(k, p, count, **options))(case.key, case.params)
     except UnsupportedError as error:
         raise _NotApplicable(str(error)) from None
-    drawn = case.model.prepare(Data(x=x, inputs=inputs))
+    drawn = case.prepare(Data(x=x, inputs=inputs))
 
     def one(row: Any, f: Any) -> Any:
         return case.model.e_step(back(f), jax.tree.map(lambda a: a[None], row)).log_likelihood
@@ -376,12 +389,16 @@ def _case(model: Model, data: Any, key: jax.Array, params: Any, rtol: float) -> 
         return leaf.astype(jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.number) else leaf
 
     raw = jax.tree.map(double, as_data(data) if hasattr(data, "shape") else data)
-    model = model.calibrate(raw)
-    prepared = model.prepare(raw)
+    model, prepared = jax.jit(lambda m: (own := m.calibrate(raw), own.prepare(raw)))(model)
     start_key, key = jax.random.split(key)
     if params is None:
-        start = jax.jit(lambda k: model.init(k, raw))(start_key)
-        params = jax.jit(lambda p: model.m_step(p, model.e_step(p, prepared).stats))(start)
+
+        @jax.jit
+        def after_one_step(key: jax.Array) -> Any:
+            start = model.init(key, raw)
+            return model.m_step(start, model.e_step(start, prepared).stats)
+
+        params = after_one_step(start_key)
     params = jax.tree.map(double, params)
     return Case(model, raw, prepared, params, key, rtol)
 
