@@ -22,8 +22,8 @@ def either(quick: jax.Array, fast: Callable[[Any], Any], always: Callable[[Any],
     @run.def_vmap
     def run_lanes(size: int, batched: Any, quick: jax.Array, operand: Any) -> Any:
         axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, batched[1])
-        lanes = [jax.vmap(branch, in_axes=(axes,), axis_size=size) for branch in (fast, always)]
-        result = either(jnp.all(quick), *lanes, operand)
+        all_fast, all_always = (jax.vmap(branch, in_axes=(axes,), axis_size=size) for branch in (fast, always))
+        result = either(jnp.all(quick), all_fast, all_always, operand)
         return result, jax.tree.map(lambda _: True, result)
 
     return run(quick, operand)

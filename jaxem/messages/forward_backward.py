@@ -176,7 +176,10 @@ def _forward(rows: _Rows, predicted: Array, emit: bool = True) -> tuple[Array, A
         return _onward(rows, filtered, own), (filtered, weight) if emit else None
 
     predicted, emitted = jax.lax.scan(step, predicted, (rows.potentials, rows.starts, rows.own))
-    return predicted, (emitted[0], _evidence(*emitted[1])) if emit else None
+    if emitted is None:
+        return predicted, None
+    filtered, weight = emitted
+    return predicted, (filtered, _evidence(*weight))
 
 
 def _backward(rows: _Rows, ahead: Array, filtered: Array, keep: bool) -> tuple[Array, Array, Any]:
