@@ -242,6 +242,53 @@ class TestAgainstAllPaths:
         np.testing.assert_allclose(ours.log_likelihood, log_likelihood, rtol=1e-11)
         np.testing.assert_allclose(ours.stats.likelihood[:, 1 : 1 + D], first, rtol=1e-10, atol=1e-11)
 
+    @both
+    def test_gaussian_emissions_with_missing_cells(self, float64, layout):
+        """The marginal density of what is seen, and a step with the conditional moments of what is not."""
+        rng = np.random.default_rng(8)
+        d, lengths = 3, (5, 1, 4)
+        root = rng.normal(size=(K, d, d)) + 1.5 * np.eye(d)
+        mean, covariance = rng.normal(size=(K, d)), root @ np.swapaxes(root, 1, 2)
+        initial, transition = random_chain(rng, K)
+        x = [rng.normal(size=(t, d)) for t in lengths]
+        mask = [rng.random((t, d)) < 0.6 for t in lengths]
+        mask[0][2], mask[2][1] = False, True
+        params = LatentParams(MarkovChainParams(initial, transition), jaxem.GaussianParams(mean, covariance))
+        case = Problem(x, params, mask=mask)
+
+        def moments(row, seen, k):
+            """log p of what is seen, and E[y] and E[y yᵀ] given it."""
+            away, own = row[seen] - mean[k][seen], covariance[k][np.ix_(seen, seen)]
+            gain = covariance[k][:, seen] @ np.linalg.inv(own) if seen.any() else np.zeros((d, 0))
+            filled = mean[k] + gain @ away
+            spread = covariance[k] - gain @ covariance[k][seen]
+            density = scipy.stats.multivariate_normal.logpdf(away, cov=own) if seen.any() else 0.0
+            return density, filled, np.outer(filled, filled) + spread
+
+        log_likelihood, posterior, sums = 0.0, [], [np.zeros(K), np.zeros((K, d)), np.zeros((K, d, d))]
+        for own, seen in zip(x, mask, strict=True):
+            each = [[moments(row, cells, k) for k in range(K)] for row, cells in zip(own, seen, strict=True)]
+            expected = every_path(initial, transition, np.array([[m[0] for m in row] for row in each]))
+            log_likelihood += expected.log_normalizer
+            posterior.append(expected.marginals)
+            for r, row in zip(expected.marginals, each, strict=True):
+                for k in range(K):
+                    sums[0][k] += r[k]
+                    sums[1][k] += r[k] * row[k][1]
+                    sums[2][k] += r[k] * row[k][2]
+        new_mean = sums[1] / sums[0][:, None]
+        new_covariance = sums[2] / sums[0][:, None, None] - new_mean[:, :, None] * new_mean[:, None, :]
+
+        data = getattr(case, layout)
+        model = jaxem.HMM(jaxem.Gaussian(), K)
+        np.testing.assert_allclose(np.sum(model.log_likelihood(params, data)), log_likelihood, rtol=1e-11)
+        ours = np.asarray(model.posterior(params, data))
+        ours = ours if layout == "flat" else np.concatenate([own[:t] for own, t in zip(ours, lengths, strict=True)])
+        np.testing.assert_allclose(ours, np.concatenate(posterior), atol=1e-11)
+        updated = STEP(model, params, data, None).likelihood
+        np.testing.assert_allclose(updated.mean, new_mean, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(updated.covariance, new_covariance, rtol=1e-9, atol=1e-9)
+
     def test_an_array_of_three_axes_is_sequences_of_one_length_and_of_two_is_one(self, float64):
         rng = np.random.default_rng(4)
         params, x = parameters(rng), rng.poisson(3.0, (2, 4, D)).astype(float)
