@@ -50,6 +50,12 @@ SPREAD = _DISCRETE.poisson(_DISCRETE.gamma(2, np.repeat([[3.0, 0.5], [1.0, 4.5]]
 MIXED = np.column_stack([POINTS[:, :2], ANSWERS[:, 0], POINTS[:, 2], SPREAD[:, 0]])
 SEEN = _DISCRETE.random((45, 3)) < 0.8
 POSITIVE_HOLES = jaxem.Data(POSITIVE, mask=_RNG.random(POSITIVE.shape) < 0.8)
+_SHARES = np.random.default_rng(5)
+PARTS = np.concatenate([_SHARES.beta([0.8, 9.0], [2.0, 3.0], (20, 2)), _SHARES.beta([20.0, 3.0], [5.0, 12.0], (25, 2))])
+SHARES = np.concatenate([_SHARES.dirichlet([0.7, 2.0, 4.0], 20), _SHARES.dirichlet([30.0, 9.0, 5.0], 25)])
+_TOWARDS = np.concatenate([_SHARES.normal([2.0, 0, 1], 1, (20, 3)), _SHARES.normal([-1, 3.0, 0], 1, (25, 3))])
+DIRECTIONS = _TOWARDS / np.linalg.norm(_TOWARDS, axis=-1, keepdims=True)
+CIRCLE = _TOWARDS[:, :2] / np.linalg.norm(_TOWARDS[:, :2], axis=-1, keepdims=True)
 HEAVY = np.concatenate([_RNG.standard_t(3, (25, 3)), _RNG.standard_t(5, (25, 3)) * [1, 2, 0.5] + 4])
 
 FAMILIES = {
@@ -74,6 +80,11 @@ FAMILIES = {
     "lognormal": (jaxem.LogNormal(), POSITIVE),
     "lognormal, missing cells": (jaxem.LogNormal(), POSITIVE_HOLES),
     "inverse gaussian": (jaxem.InverseGaussian(), POSITIVE),
+    "beta": (jaxem.Beta(), PARTS),
+    "beta, missing cells": (jaxem.Beta(), jaxem.Data(PARTS, SEEN[:, :2])),
+    "dirichlet": (jaxem.Dirichlet(), SHARES),
+    "von mises-fisher": (jaxem.VonMisesFisher(), DIRECTIONS),
+    "von mises-fisher, on the circle": (jaxem.VonMisesFisher(), CIRCLE),
     "linear regression": (jaxem.LinearRegression(), LINEAR),
     "linear regression, cells missing, tied noise": (jaxem.LinearRegression(tied_noise=True), LINEAR_MISSING),
     "logistic regression": (jaxem.LogisticRegression(), BINARY),

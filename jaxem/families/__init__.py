@@ -2,10 +2,12 @@
 
 from jaxem.families.base import ExponentialFamily
 from jaxem.families.bernoulli import Bernoulli, BernoulliParams
+from jaxem.families.beta import Beta, BetaParams
 from jaxem.families.binomial import Binomial, BinomialParams
 from jaxem.families.categorical import Categorical, CategoryParams
 from jaxem.families.columns import Columns, IndependentColumns
 from jaxem.families.covariance import Covariance, Diagonal, Full, Spherical, Tied
+from jaxem.families.dirichlet import Dirichlet, DirichletParams
 from jaxem.families.eigen_covariance import EigenDecomposed
 from jaxem.families.exponential import Exponential, ExponentialParams
 from jaxem.families.gamma import Gamma, GammaParams
@@ -23,11 +25,14 @@ from jaxem.families.poisson import Poisson, PoissonParams
 from jaxem.families.product import Product
 from jaxem.families.regression import LinearRegression, LinearRegressionParams
 from jaxem.families.student_t import StudentT, StudentTParams
+from jaxem.families.von_mises_fisher import VonMisesFisher, VonMisesFisherParams
 from jaxem.families.zero_inflated import ZeroInflated, ZeroInflatedParams
 
 __all__ = [
     "Bernoulli",
     "BernoulliParams",
+    "Beta",
+    "BetaParams",
     "Binomial",
     "BinomialParams",
     "Categorical",
@@ -35,6 +40,8 @@ __all__ = [
     "Columns",
     "Covariance",
     "Diagonal",
+    "Dirichlet",
+    "DirichletParams",
     "EigenDecomposed",
     "Exponential",
     "ExponentialFamily",
@@ -69,6 +76,8 @@ __all__ = [
     "StudentT",
     "StudentTParams",
     "Tied",
+    "VonMisesFisher",
+    "VonMisesFisherParams",
     "WithNoise",
     "ZeroInflated",
     "ZeroInflatedParams",
