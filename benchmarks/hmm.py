@@ -15,7 +15,7 @@ DYNAMAX = Contestant("dynamax", "benchmarks.contestants.dynamax_hmm")
 
 
 def _iteration(measure: str, arrays: problems.Arrays, settings: Settings, bars: dict[str, float]) -> list[Row]:
-    options = {"steps": settings.size(10, 2)}
+    options = {"steps": settings.size(25, 2)}
     outcomes = contest([JAXEM, HMMLEARN, DYNAMAX], "iteration", arrays, options, settings.repeats)
     return faster(measure, outcomes, bars, agreement=1e-3)
 

@@ -11,7 +11,6 @@ import pytest
 from paths import every_path, random_chain
 
 from jaxem.messages import forward_backward, viterbi
-from jaxem.messages.either import either
 
 FORWARD_BACKWARD = jax.jit(forward_backward, static_argnames=("blocks", "keep"))
 VITERBI = jax.jit(viterbi)
@@ -297,10 +296,8 @@ class TestBlocks:
         np.testing.assert_allclose(single.marginals, exact.marginals, rtol=0, atol=2e-3 if size > 1e3 else 2e-5)
 
     @pytest.mark.parametrize("blocks", [1, 4])
-    @pytest.mark.parametrize("many", [0, 2**17])
-    def test_a_state_that_is_alone_possible_keeps_its_weight(self, float32, monkeypatch, blocks, many):
+    def test_a_state_that_is_alone_possible_keeps_its_weight(self, float32, blocks):
         """The impossible states look e³⁰⁰ times likelier: their weights must not be what others are compared with."""
-        monkeypatch.setattr(MODULE, "_MANY", many)
         transition = np.float32([[0, 1, 0], [0, 0, 1], [1, 0, 0]])
         potentials = np.full((1, 16, 3), 150, np.float32)
         state = np.arange(16) % 3
@@ -435,98 +432,3 @@ class TestGradients:
             assert np.all(np.isfinite(by_potentials))
             assert np.all(np.isfinite(by_transition))
             np.testing.assert_allclose(np.sum(by_potentials[0], axis=-1), 1, rtol=1e-12)
-
-
-@pytest.fixture
-def many(monkeypatch):
-    """Few steps are treated as many are: weights of all steps before the scan where every transition is possible."""
-    monkeypatch.setattr(MODULE, "_MANY", 0)
-
-    def program(initial, transition, potentials, starts=None, weights=None, *, blocks=1):
-        weights = jnp.ones(potentials.shape[:2]).at[:, -1].set(0) if weights is None else weights
-        return forward_backward(initial, transition, potentials, starts, weights, blocks=blocks, keep=True)
-
-    return program
-
-
-class TestManySteps:
-    @pytest.mark.parametrize("blocks", [1, 2])
-    @pytest.mark.parametrize("zeros", [0.0, 0.4])
-    def test_against_all_paths(self, float64, many, zeros, blocks):
-        rng = np.random.default_rng(4)
-        initial, transition = random_chain(rng, 3, zeros=zeros)
-        potentials = 3 * rng.normal(size=(2, 6, 3))
-        potentials[1, 2, 0] = -np.inf
-        program = jax.jit(many, static_argnames="blocks")
-        smoothed = program(initial, transition, potentials, blocks=blocks)
-        check_against_paths(initial, transition, potentials, smoothed)
-        followed = np.broadcast_to(np.arange(6.0) < 5, (2, 6)) * 1.0
-        same_messages(smoothed, smooth(initial, transition, potentials, pair_weights=followed), 1e-12)
-
-    @pytest.mark.parametrize("blocks", [1, 4])
-    @pytest.mark.parametrize("kind", KINDS)
-    def test_equal_to_the_program_for_few(self, float64, many, kind, blocks):
-        rng = np.random.default_rng(5)
-        initial, transition, potentials = long_chain(kind, rng, 37)
-        starts = np.zeros((1, 37), bool)
-        starts[0, [0, 4, 9, 10, 36]] = True
-        weights = 1.0 - np.roll(starts, -1, axis=1)
-        whole = smooth(initial, transition, potentials, starts, pair_weights=weights)
-        program = jax.jit(many, static_argnames="blocks")
-        same_messages(program(initial, transition, potentials, starts, weights, blocks=blocks), whole, 1e-12)
-
-    @pytest.mark.parametrize("blocks", [1, 3])
-    def test_lanes_with_and_without_zeros(self, float64, many, blocks):
-        """Lanes that could go different ways, and lanes of lanes, are what each of them is alone."""
-        rng = np.random.default_rng(6)
-        chains = [random_chain(rng, 3, zeros=zeros) for zeros in (0, 0.5, 0, 0)]
-        initial, transition = (np.stack(part) for part in zip(*chains, strict=True))
-        potentials = 2 * rng.normal(size=(2, 12, 3))
-        one = jax.jit(lambda a, b: many(a, b, potentials, blocks=blocks))
-        alone = [one(*chain) for chain in chains]
-        lanes = jax.jit(jax.vmap(lambda a, b: many(a, b, potentials, blocks=blocks)))(initial, transition)
-        nested = jax.jit(jax.vmap(jax.vmap(lambda a, b: many(a, b, potentials, blocks=blocks))))(
-            initial.reshape(2, 2, 3), transition.reshape(2, 2, 3, 3)
-        )
-        for i, expected in enumerate(alone):
-            same_messages(jax.tree.map(lambda a, i=i: a[i], lanes), expected, 1e-12)
-            same_messages(jax.tree.map(lambda a, i=i: a[i // 2, i % 2], nested), expected, 1e-12)
-
-    def test_derivatives(self, float64, many):
-        rng = np.random.default_rng(7)
-        initial, transition = random_chain(rng, 3)
-        potentials = rng.normal(size=(2, 8, 3))
-
-        def evidence(program, potentials):
-            return jnp.sum(program(initial, transition, potentials).evidence)
-
-        found = jax.jit(jax.vmap(jax.grad(lambda p: evidence(many, p))))(np.stack([potentials, 2 * potentials]))
-        np.testing.assert_allclose(found[0], smooth(initial, transition, potentials).marginals, atol=1e-12)
-        np.testing.assert_allclose(found[1], smooth(initial, transition, 2 * potentials).marginals, atol=1e-12)
-
-
-class TestEither:
-    """One program is computed, also for many lanes: the fast one where all of them allow it."""
-
-    def choose(self, quick, x):
-        return either(quick, lambda x: x + 1.0, lambda x: x + 2.0, x)
-
-    def test_alone(self):
-        assert self.choose(jnp.array(True), jnp.array(0.0)) == 1
-        assert self.choose(jnp.array(False), jnp.array(0.0)) == 2
-
-    @pytest.mark.parametrize(("quick", "added"), [((True, True), 1), ((True, False), 2)])
-    def test_lanes(self, quick, added):
-        lanes = jax.jit(jax.vmap(self.choose))
-        np.testing.assert_array_equal(lanes(jnp.array(quick), jnp.array([3.0, 5.0])), [3.0 + added, 5.0 + added])
-        shared = jax.vmap(self.choose, in_axes=(0, None))(jnp.array(quick), jnp.array(3.0))
-        np.testing.assert_array_equal(shared, [3.0 + added] * 2)
-
-    def test_lanes_of_lanes_stay_a_choice(self):
-        quick, x = jnp.ones((2, 2), bool), jnp.zeros((2, 2))
-        lanes = jax.vmap(jax.vmap(self.choose))
-        np.testing.assert_array_equal(lanes(quick, x), np.ones((2, 2)))
-        # A conditional of two branches in the program, and no selection between the results of both.
-        jaxpr = str(jax.make_jaxpr(lanes)(quick, x))
-        assert "cond[" in jaxpr
-        assert "select_n" not in jaxpr

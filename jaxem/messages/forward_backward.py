@@ -2,9 +2,7 @@
 
 Messages are probabilities, so transitions of exactly 0 need no special care. A step weighs the states that can be
 reached at all, on the way back also the other way, against the most likely *of those*; a float32 chain of a million
-steps neither underflows nor drifts, and a state that is almost impossible but alone possible keeps its weight. Where
-every state can be reached from every state, the most likely of all states is one of those: over many steps all
-exponentials are then taken at once, before the scans.
+steps neither underflows nor drifts, and a state that is almost impossible but alone possible keeps its weight.
 
 Inside, time comes first and rows last, [L, K, R], so that everything a step does runs along the rows R: sequences and,
 in blocks, S blocks of time side by side, each S times shorter. Their messages start from those at their borders. Chains
@@ -24,8 +22,7 @@ import jax.numpy as jnp
 
 from jaxem.blocks import two_sum
 from jaxem.linalg import dot
-from jaxem.messages.either import either
-from jaxem.model import num_examples, pytree
+from jaxem.model import pytree
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
@@ -37,8 +34,6 @@ _LONG, _LONG_ON_ACCELERATOR = 4096, 2048
 # Steps from which a border is guessed, and how many times more a block has.
 _WARM_UP = 128
 _BLOCK = 6
-# Potentials of so many steps and states are worth a second program, for chains in which every transition is possible.
-_MANY = 2**17
 # Guessed borders agree with the blocks beside them to so many roundings, relative to each entry.
 _AGREEMENT = 256
 
@@ -83,9 +78,7 @@ def forward_backward(
     if blocks is None:
         blocks = _choose_blocks(*potentials.shape[:2])
     chain = _Chain(initial, transition, potentials, starts, pair_weights)
-    if blocks > 1:
-        return _in_blocks(blocks, keep, chain)
-    return _sequential(keep, chain) if potentials.size < _MANY else _sequential_of_many(keep, chain)
+    return _sequential(keep, chain) if blocks == 1 else _in_blocks(blocks, keep, chain)
 
 
 class _Chain(NamedTuple):
@@ -101,18 +94,11 @@ class _Rows(NamedTuple):
 
     initial: Any  # [K, 1]
     transition: Any  # [K, K], or None where every step has its own
-    potentials: Any  # `_Weights`, or [L, R, K]: a step turns its own, which is in the cache, around
+    potentials: Any  # [L, R, K]: a step turns its own, which is in the cache, around
     starts: Any
     ends: Any
     pair_weights: Any
     own: Any  # [L, K, K, R] or None
-
-
-class _Weights(NamedTuple):
-    """exp(potential − peak), [L, K, R], and the peak over all states, [L, 1, R]."""
-
-    weight: Any
-    peak: Any
 
 
 def _choose_blocks(sequences: int, steps: int) -> int:
@@ -123,27 +109,17 @@ def _choose_blocks(sequences: int, steps: int) -> int:
     return max(1, min(rows // sequences, steps // (_BLOCK * _WARM_UP)))
 
 
-def _weigh(
-    message: Array, potential: Array | _Weights, possible: Array | None = None
-) -> tuple[Array, tuple[Array, Array]]:
+def _weigh(message: Array, potential: Array, possible: Array | None = None) -> tuple[Array, tuple[Array, Array]]:
     """``message · exp(potential)`` normalized over K, and its sum as (total, peak), the sum being total · exp(peak).
 
     possible: which states matter, by default those with a message; what the others get is never read.
     """
-    if isinstance(potential, _Weights):
-        weighed, peak = message * potential.weight, potential.peak
-    else:
-        possible = message > 0 if possible is None else possible
-        peak = jnp.max(jnp.where(possible, potential, -jnp.inf), axis=0, keepdims=True)
-        peak = jnp.where(jnp.isneginf(peak), 0, peak)
-        weighed = message * jnp.exp(jnp.minimum(potential - peak, 0))
+    possible = message > 0 if possible is None else possible
+    peak = jnp.max(jnp.where(possible, potential, -jnp.inf), axis=0, keepdims=True)
+    peak = jnp.where(jnp.isneginf(peak), 0, peak)
+    weighed = message * jnp.exp(jnp.minimum(potential - peak, 0))
     total = jnp.sum(weighed, axis=0, keepdims=True)
     return weighed / jnp.where(total == 0, 1, total), (total[0], peak[0])
-
-
-def _of_step(potential: Array | _Weights) -> Array | _Weights:
-    """Of one step, [R, K] in rows: [K, R]."""
-    return potential if isinstance(potential, _Weights) else potential.T
 
 
 def _evidence(total: Array, peak: Array) -> Array:
@@ -172,14 +148,10 @@ def _forward(rows: _Rows, predicted: Array, emit: bool = True) -> tuple[Array, A
         potential, start, own = xs
         if start is not None:
             predicted = jnp.where(start, rows.initial, predicted)
-        filtered, weight = _weigh(predicted, _of_step(potential))
-        return _onward(rows, filtered, own), (filtered, weight) if emit else None
+        filtered, weight = _weigh(predicted, potential.T)
+        return _onward(rows, filtered, own), (filtered, _evidence(*weight)) if emit else None
 
-    predicted, emitted = jax.lax.scan(step, predicted, (rows.potentials, rows.starts, rows.own))
-    if emitted is None:
-        return predicted, None
-    filtered, weight = emitted
-    return predicted, (filtered, _evidence(*weight))
+    return jax.lax.scan(step, predicted, (rows.potentials, rows.starts, rows.own))
 
 
 def _backward(rows: _Rows, ahead: Array, filtered: Array, keep: bool) -> tuple[Array, Array, Any]:
@@ -201,7 +173,7 @@ def _backward(rows: _Rows, ahead: Array, filtered: Array, keep: bool) -> tuple[A
         if counted:
             pairs, error = two_sum(pairs, error, dot(filtered * (factor * weight), following.T))
         # A likelier state that cannot be reached must not take the digits of those that can.
-        ahead, _ = _weigh(behind, _of_step(potential), (filtered > 0) & (behind > 0))
+        ahead, _ = _weigh(behind, potential.T, (filtered > 0) & (behind > 0))
         kept = (filtered.T, ahead.T, factor[0]) if keep else None
         return (ahead, pairs, error), ((joint * factor).T, kept)
 
@@ -216,12 +188,12 @@ def _backward_only(rows: _Rows, ahead: Array) -> Array:
         behind = _back(rows, following, own)
         if end is not None:
             behind = jnp.where(end, 1, behind)
-        return _weigh(behind, _of_step(potential))[0], None
+        return _weigh(behind, potential.T)[0], None
 
     return jax.lax.scan(step, ahead, (rows.potentials, rows.ends, rows.own), reverse=True)[0]
 
 
-def _rows_of(chain: _Chain, blocks: int, weights_first: bool = False) -> _Rows:
+def _rows_of(chain: _Chain, blocks: int) -> _Rows:
     ends = None if chain.starts is None else jnp.concatenate([chain.starts[:, 1:], chain.starts[:, :1] & False], axis=1)
     own = chain.transition.ndim > 2
     first, last = (None if mark is None else _cut(mark, blocks, False)[:, None] for mark in (chain.starts, ends))
@@ -229,25 +201,12 @@ def _rows_of(chain: _Chain, blocks: int, weights_first: bool = False) -> _Rows:
     return _Rows(
         chain.initial[:, None],
         None if own else chain.transition,
-        _weights(chain.potentials, blocks) if weights_first else _cut(chain.potentials, blocks, 0),
+        _cut(chain.potentials, blocks, 0),
         first,
         last,
         weights,
         jnp.moveaxis(_cut(chain.transition, blocks, 1), 1, -1) if own else None,
     )
-
-
-def _weights(potentials: Array, blocks: int) -> _Weights:
-    peak = jnp.max(potentials, axis=-1, keepdims=True)
-    peak = jnp.where(jnp.isneginf(peak), 0, peak)
-    weight = _cut(jnp.exp(potentials - peak), blocks, 1)
-    return _Weights(jnp.swapaxes(weight, 1, 2), jnp.swapaxes(_cut(peak, blocks, 0), 1, 2))
-
-
-def _shape(rows: _Rows) -> tuple[int, int]:
-    """(K, R)"""
-    weights = rows.potentials
-    return weights.weight.shape[1:] if isinstance(weights, _Weights) else weights.shape[:0:-1]
 
 
 def _cut(a: Array, blocks: int, fill: float | bool) -> Array:
@@ -274,30 +233,12 @@ def _smoothed(chain: _Chain, keep: bool, evidence: Array, pairs: Array, emitted:
     return Smoothed(join(marginals), join(evidence), None if chain.pair_weights is None else pairs, *messages)
 
 
-def _sequential(keep: bool, chain: _Chain, weights_first: bool = False) -> Smoothed:
-    rows = _rows_of(chain, 1, weights_first)
-    shape = _shape(rows)
+def _sequential(keep: bool, chain: _Chain) -> Smoothed:
+    rows = _rows_of(chain, 1)
+    shape = rows.potentials.shape[:0:-1]
     _, (filtered, evidence) = _forward(rows, jnp.broadcast_to(rows.initial, shape))
     _, pairs, emitted = _backward(rows, jnp.ones(shape, filtered.dtype), filtered, keep)
     return _smoothed(chain, keep, evidence, pairs, emitted)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _sequential_of_many(keep: bool, chain: _Chain) -> Smoothed:
-    run = functools.partial(_sequential, keep)
-    return either(_all_possible(chain), functools.partial(run, weights_first=True), run, chain)
-
-
-@_sequential_of_many.defjvp
-def _sequential_of_many_jvp(keep, primals, tangents):
-    _, tangent = jax.jvp(functools.partial(_sequential, keep), primals, tangents)
-    return _sequential_of_many(keep, *primals), tangent
-
-
-def _all_possible(chain: _Chain) -> Bool[Array, ""]:
-    """No state's probability, whatever came before, is so small that its weight could be lost beside another's."""
-    least = jnp.finfo(chain.initial.dtype).tiny ** 0.5
-    return (jnp.min(chain.initial) > least) & (jnp.min(chain.transition) > least)
 
 
 # In blocks.
@@ -305,34 +246,25 @@ def _all_possible(chain: _Chain) -> Bool[Array, ""]:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _in_blocks(blocks: int, keep: bool, chain: _Chain) -> Smoothed:
-    def edge(chain):
-        shape = chain.initial.shape[0], chain.potentials.shape[0]
-        return jnp.broadcast_to(chain.initial[:, None], shape), jnp.ones(shape, chain.potentials.dtype)
+    rows = _rows_of(chain, blocks)
+    k, sequences = rows.initial.shape[0], chain.potentials.shape[0]
+    edge = jnp.broadcast_to(rows.initial, (k, sequences)), jnp.ones((k, sequences), rows.potentials.dtype)
 
-    def scan(chain, rows, borders):
+    def scan(borders):
         predicted, (filtered, evidence) = _forward(rows, borders[0])
         ahead, pairs, emitted = _backward(rows, borders[1], filtered, keep)
-        return _smoothed(chain, keep, evidence, pairs, emitted), _beside(predicted, ahead, edge(chain))
+        return _smoothed(chain, keep, evidence, pairs, emitted), _beside(predicted, ahead, edge)
 
-    def with_guesses(chain, weights_first=False):
-        rows = _rows_of(chain, blocks, weights_first)
-        guessed = _guess(rows, edge(chain))
-        smoothed, arrived = scan(chain, rows, guessed)
-        # Only what can be reached is read of the way back.
-        back = [_normalized(jnp.where(arrived[0] > 0, ahead, 0)) for ahead in (guessed[1], arrived[1])]
-        return smoothed, _agree(guessed[0], arrived[0]) & _agree(*back)
+    guessed = _guess(rows, edge)
+    smoothed, arrived = scan(guessed)
+    # Only what can be reached is read of the way back.
+    back = [_normalized(jnp.where(arrived[0] > 0, ahead, 0)) for ahead in (guessed[1], arrived[1])]
+    agreed = _agree(guessed[0], arrived[0]) & _agree(*back)
 
     def exactly(_):
-        rows = _rows_of(chain, blocks)
-        return scan(chain, rows, _compose(rows, edge(chain)))[0], jnp.array(True)
+        return scan(_compose(rows, edge))[0], jnp.array(True)
 
-    guess = functools.partial(with_guesses, weights_first=True)
-    state = (
-        either(_all_possible(chain), guess, with_guesses, chain)
-        if chain.potentials.size >= _MANY
-        else with_guesses(chain)
-    )
-    return jax.lax.while_loop(lambda state: ~state[1], exactly, state)[0]
+    return jax.lax.while_loop(lambda state: ~state[1], exactly, (smoothed, agreed))[0]
 
 
 @_in_blocks.defjvp
@@ -353,9 +285,8 @@ def _beside(predicted: Array, ahead: Array, edge: tuple[Array, Array]) -> tuple[
 
 def _guess(rows: _Rows, edge: tuple[Array, Array]) -> tuple[Array, Array]:
     """Borders from scanning the steps before them (after them, for the way back) from no knowledge at all."""
-    shape = _shape(rows)
-    count = min(_WARM_UP, num_examples(rows.potentials))
-    flat = jnp.full(shape, 1 / shape[0], rows.initial.dtype)
+    count = min(_WARM_UP, rows.potentials.shape[0])
+    flat = jnp.full(rows.potentials.shape[:0:-1], 1 / rows.initial.shape[0], rows.potentials.dtype)
     last, first = (_part(rows, cut) for cut in (slice(-count, None), slice(None, count)))
     predicted, _ = _forward(last, flat, emit=False)
     return _beside(predicted, _backward_only(first, flat), edge)
@@ -363,7 +294,7 @@ def _guess(rows: _Rows, edge: tuple[Array, Array]) -> tuple[Array, Array]:
 
 def _part(rows: _Rows, steps: slice) -> _Rows:
     cut = {
-        name: jax.tree.map(lambda a: a[steps], value)
+        name: value[steps]
         for name in ("potentials", "starts", "ends", "own")
         if (value := getattr(rows, name)) is not None
     }
