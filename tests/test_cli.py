@@ -251,6 +251,44 @@ def test_every_mixture_finds_two_groups(capsys, model, name, parameters):
     np.testing.assert_allclose(mean[[first, 1 - first]], [np.mean(LOW), 400], rtol=0.1)
 
 
+SHARES = [
+    (
+        "beta",
+        "Beta",
+        ["a", "b", "a", "b"],
+        [(0.9, 0.8), (0.8, 0.95), (0.85, 0.7)],
+        [(0.1, 0.3), (0.2, 0.1), (0.3, 0.2)],
+    ),
+    (
+        "dirichlet",
+        "Dirichlet",
+        ["concentration", "concentration"],
+        [(0.875, 0.125), (0.75, 0.25), (0.9375, 0.0625)],
+        [(0.125, 0.875), (0.25, 0.75), (0.0625, 0.9375)],
+    ),
+    (
+        "von-mises-fisher",
+        "VonMisesFisher",
+        ["concentration", "mean", "mean"],
+        [(1, 0), (0.8, 0.6), (0.96, -0.28)],
+        [(-1, 0), (-0.8, 0.6), (-0.96, 0.28)],
+    ),
+]
+
+
+@pytest.mark.parametrize(("model", "name", "parameters", "high", "low"), SHARES, ids=lambda value: str(value)[:16])
+def test_shares_and_directions(capsys, model, name, parameters, high, low):
+    write_rows("data.csv", ["u", "v"], [*high, *low])
+    run("fit", "data.csv", "--model", model, "--components", "2", "--starts", "2", "--output", "out", "--no-cache")
+    out = capsys.readouterr().out
+    assert f"{name} mixture, 2 components, fitted to 6 rows" in out
+    assert re.search(rf"^component +weight +{' +'.join(parameters)}$", out, flags=re.M)
+    assert "".join(row[1] for row in read_csv("out/assignments.csv")[1:]) in ("000111", "111000")
+    write_rows("data.csv", ["u", "v"], [*high, (0.9, 1.7)])
+    run("fit", "data.csv", "--model", model, "--no-cache", status=2)
+    assert re.search(r"\brow [34]\b|1\.7", capsys.readouterr().err.splitlines()[-1])
+
+
 def test_multinomial_rows(capsys):
     write_rows("data.csv", ["a", "b", "c"], [(8, 1, 1), (16, 2, 2), (1, 8, 1), (2, 14, 3), (9, 0, 1), (1, 9, 0)])
     run("fit", "data.csv", "--model", "multinomial", "--components", "2", "--starts", "4", "--output", "out",

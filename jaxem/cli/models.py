@@ -124,6 +124,9 @@ _FAMILIES = {
     "exponential": _Part("waiting times", lambda args, data: jaxem.Exponential(), cells=True),
     "lognormal": _Part("positive numbers with normal logarithms", lambda args, data: jaxem.LogNormal(), cells=True),
     "inverse-gaussian": _Part("first passage times", lambda args, data: jaxem.InverseGaussian(), cells=True),
+    "beta": _Part("shares between 0 and 1", lambda args, data: jaxem.Beta(), cells=True),
+    "dirichlet": _Part("rows of shares that sum to 1", lambda args, data: jaxem.Dirichlet()),
+    "von-mises-fisher": _Part("directions, rows of length 1", lambda args, data: jaxem.VonMisesFisher()),
     "multinomial": _Part("rows of counts, given their sums", lambda args, data: jaxem.Multinomial()),
     "geometric": _Part("numbers of failures", lambda args, data: jaxem.Geometric(), cells=True),
 }
