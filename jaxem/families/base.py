@@ -18,6 +18,7 @@ import numpy as np
 from jaxem.blocks import LONG, LONG_BLOCK, block_size_near, few_results, product_over_rows, sum_over_blocks
 from jaxem.linalg import dot, rows_last
 from jaxem.model import Data, Family, unsupported
+from jaxem.special import log_ratio
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -150,11 +151,10 @@ def log_of_complement(probability: jax.Array) -> jax.Array:
     return jnp.where(impossible, LOG_ZERO, jnp.log1p(-jnp.where(impossible, 0, probability)))
 
 
-def log_ratio(probability: jax.Array, center: jax.Array) -> jax.Array:
-    """log(p / c), exact to rounding where p is near c; `LOG_ZERO` where p is 0."""
-    delta = (probability - center) / center
-    near = jnp.abs(delta) < 0.5
-    return jnp.where(near, jnp.log1p(jnp.where(near, delta, 0)), log_or_zero(probability) - jnp.log(center))
+def log_ratio_or_zero(probability: jax.Array, center: jax.Array) -> jax.Array:
+    """log(p/c) as a coefficient, exact to rounding where p is near c: `LOG_ZERO` where p is 0, no gradient there."""
+    impossible = probability < jnp.finfo(probability.dtype).tiny
+    return jnp.where(impossible, LOG_ZERO, log_ratio(jnp.where(impossible, center, probability), center))
 
 
 def impossible_to_infinity(log_p: jax.Array) -> jax.Array:

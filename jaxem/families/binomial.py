@@ -13,7 +13,7 @@ from jaxem.families.base import (
     free_log,
     is_count,
     log_of_complement,
-    log_ratio,
+    log_ratio_or_zero,
     mean_where_missing,
     observations,
     weighted_mean,
@@ -98,7 +98,7 @@ class Binomial(IndependentColumns):
         shift = (center - prob) / (1 - center)
         near = jnp.abs(shift) < 0.5
         failure = jnp.where(near, jnp.log1p(jnp.where(near, shift, 0)), log_of_complement(prob) - jnp.log1p(-center))
-        return jnp.zeros_like(prob), (log_ratio(prob, center), failure)
+        return jnp.zeros_like(prob), (log_ratio_or_zero(prob, center), failure)
 
     def estimate(self, params: BinomialParams | None, count, terms, used, frozen) -> BinomialParams:
         successes, failures = terms

@@ -16,7 +16,7 @@ from jaxem.families.base import (
     hold,
     is_count,
     keep,
-    log_ratio,
+    log_ratio_or_zero,
     observations,
     occupied,
     weighted_mean,
@@ -100,7 +100,7 @@ class Multinomial(ExponentialFamily):
         center = self._center(prob.shape[1], prob.dtype)
         # Rounded probabilities do not sum to 1, nor does the centre: of a large total that would be seen.
         excess = jax.lax.stop_gradient(jnp.sum(prob - center, axis=-1, keepdims=True))
-        ratio = log_ratio(prob, center) - excess
+        ratio = log_ratio_or_zero(prob, center) - excess
         return jnp.concatenate([ratio, jnp.ones_like(prob[:, :1])], axis=-1)
 
     def maximize(self, params: MultinomialParams | None, stats: Float[Array, "K P"], frozen) -> MultinomialParams:
