@@ -289,6 +289,38 @@ class TestAgainstAllPaths:
         np.testing.assert_allclose(updated.mean, new_mean, rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(updated.covariance, new_covariance, rtol=1e-9, atol=1e-9)
 
+    @both
+    def test_emissions_that_depend_on_inputs(self, float64, layout):
+        """Switching regressions: the density about the line of a state, and weighted least squares."""
+        rng = np.random.default_rng(9)
+        lengths = (5, 1, 6, 4)
+        inputs, y = ([rng.normal(size=(t, d)) for t in lengths] for d in (2, 1))
+        initial, transition = random_chain(rng, K)
+        coefficients, variance = rng.normal(size=(K, 1, 3)), rng.uniform(0.3, 1, (K, 1))
+        params = LatentParams(
+            MarkovChainParams(initial, transition), jaxem.LinearRegressionParams(coefficients, variance)
+        )
+        design = [np.insert(own, 0, 1, axis=1) for own in inputs]
+        terms = [
+            scipy.stats.norm.logpdf(own, u @ coefficients[:, 0].T, np.sqrt(variance[:, 0]))
+            for own, u in zip(y, design, strict=True)
+        ]
+        paths = [every_path(initial, transition, own) for own in terms]
+        r, u, y_all = np.concatenate([p.marginals for p in paths]), np.concatenate(design), np.concatenate(y)[:, 0]
+
+        data = sequences.from_concat(np.concatenate(y), lengths)
+        data = dataclasses.replace(data, inputs=np.concatenate(inputs))
+        data = jax.tree.map(jnp.asarray, sequences.pad(data) if layout == "padded" else data)
+        model = jaxem.HMM(jaxem.LinearRegression(), K)
+        total = sum(p.log_normalizer for p in paths)
+        np.testing.assert_allclose(np.sum(model.log_likelihood(params, data)), total, rtol=1e-11)
+        updated = STEP(model, params, data, None).likelihood
+        for k in range(K):
+            best = np.linalg.solve(u.T @ (r[:, k, None] * u), u.T @ (r[:, k] * y_all))
+            np.testing.assert_allclose(updated.coefficients[k, 0], best, rtol=1e-8)
+            left = r[:, k] @ (y_all - u @ best) ** 2 / r[:, k].sum()
+            np.testing.assert_allclose(updated.variance[k, 0], left, rtol=1e-8)
+
     def test_an_array_of_three_axes_is_sequences_of_one_length_and_of_two_is_one(self, float64):
         rng = np.random.default_rng(4)
         params, x = parameters(rng), rng.poisson(3.0, (2, 4, D)).astype(float)
