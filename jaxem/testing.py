@@ -253,7 +253,7 @@ def _retrace(case: Case) -> None:
     fitted, model, count = case.fitted, case.traced, case.traced.count
     fitted(model, case.params, case.data, Control(RelativeGain(1e-3), max_steps=3))
     traced = len(count)
-    doubled = jax.tree.map(lambda a: a * 1.5 if isinstance(a, (float, jax.Array)) else a, model)
+    doubled = jax.tree.map(lambda a: a * 1.5 if jnp.issubdtype(jnp.result_type(a), jnp.floating) else a, model)
     fitted(model, case.params, case.data, Control(RelativeGain(1e-3), max_steps=3))
     fitted(model, case.params, case.data, Control(RelativeGain(1e-5), max_steps=7, min_steps=2))
     fitted(doubled, case.params, case.data, Control(RelativeGain(1e-5), max_steps=7, min_steps=2))
