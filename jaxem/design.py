@@ -119,8 +119,8 @@ def calibrate_design(inputs: Array, weights: Array | None, intercept: bool, dtyp
 
 def pairs(columns: Float[Array, "N P"]) -> Float[Array, "N Q"]:
     """The products u_i u_j, i ≤ j, of every row."""
-    i, j = np.triu_indices(columns.shape[-1])
-    return columns[..., i] * columns[..., j]
+    # Not columns[..., i] * columns[..., j]: XLA of JAX 0.8 evaluates that wrongly where the columns are constants.
+    return jnp.concatenate([columns[..., i : i + 1] * columns[..., i:] for i in range(columns.shape[-1])], axis=-1)
 
 
 def symmetric(packed: Float[Array, "*K Q"], p: int) -> Float[Array, "*K P P"]:
