@@ -93,6 +93,8 @@ class Design:
 
 def calibrate_design(inputs: Array, weights: Array | None, intercept: bool, dtype) -> Design:
     """The constants of a `Design` from the rows of positive weight."""
+    if not intercept and inputs.shape[-1] == 0:
+        raise ValueError(f"a regression without an intercept needs at least one input; got shape {inputs.shape}")
     inputs = inputs.astype(dtype)
     each = jnp.ones(inputs.shape[:1], dtype) if weights is None else weights.astype(dtype)
     # Scale first: the sum of huge or tiny weights must not leave the range of the dtype.

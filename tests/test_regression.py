@@ -361,3 +361,9 @@ class TestErrors:
     def test_a_floor_that_is_none(self):
         with pytest.raises(ValueError, match="floor"):
             jaxem.LinearRegression(floor=0.0)
+
+
+def test_neither_an_intercept_nor_an_input():
+    data = Data(x=np.ones((5, 1)), inputs=np.ones((5, 0)))
+    with pytest.raises(ValueError, match=r"needs at least one input; got shape \(5, 0\)"):
+        jaxem.fit(jaxem.Mixture(jaxem.LinearRegression(intercept=False), 1), data, key=jax.random.key(0))
