@@ -6,7 +6,6 @@ import time
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 import jaxem
 from benchmarks.contestants.jaxem_gmm import _timed, versions
