@@ -81,7 +81,8 @@ def advance(lane: Lane, model: Model, data: Any, weights: Any, algorithm: Algori
     state, info = algorithm.step(model, lane.state, data, weights)
     objective = info.objective.astype(lane.objective.dtype)
     log_likelihood = info.log_likelihood.astype(lane.objective.dtype)
-    first = lane.step == 0
+    first = lane.previous_objective == -jnp.inf
+    judged = ~jnp.asarray(info.provisional)
 
     eps = jnp.finfo(objective.dtype).eps
     scale = jnp.maximum(jnp.abs(objective), info.weight)
@@ -102,27 +103,29 @@ def advance(lane: Lane, model: Model, data: Any, weights: Any, algorithm: Algori
         return status
 
     status = choose(
-        (objective == -jnp.inf, Status.ZERO_LIKELIHOOD),
-        (~finite, Status.NON_FINITE),
-        (fell, Status.DECREASED),
-        (asked & met, Status.CONVERGED),
-        (asked & (stalls >= _STALLS), Status.STALLED),
+        (judged & (objective == -jnp.inf), Status.ZERO_LIKELIHOOD),
+        (judged & ~finite, Status.NON_FINITE),
+        (judged & fell, Status.DECREASED),
+        (judged & asked & met, Status.CONVERGED),
+        (judged & asked & (stalls >= _STALLS), Status.STALLED),
         (lane.step >= control.max_steps, Status.MAX_STEPS),
     )
-    better = finite & (first | (objective >= lane.highest - _KEEP_ROUNDINGS * rounding))
+    better = judged & finite & (first | (objective >= lane.highest - _KEEP_ROUNDINGS * rounding))
     stopped = status != Status.RUNNING
+    current = jnp.where(judged, objective, lane.previous_objective)
+    seen = jnp.where(current == -jnp.inf, jnp.nan, current)
     return Lane(
         state=state,
         best=where(better, params, lane.best),
         objective=jnp.where(better, objective, lane.objective),
-        highest=jnp.where(finite & risen, objective, lane.highest),
+        highest=jnp.where(judged & finite & risen, objective, lane.highest),
         log_likelihood=jnp.where(better, log_likelihood, lane.log_likelihood),
-        previous_objective=objective,
-        memory=memory,
-        stalls=stalls,
+        previous_objective=current,
+        memory=where(judged, memory, lane.memory),
+        stalls=jnp.where(judged, stalls, lane.stalls),
         step=jnp.where(stopped & (status != Status.MAX_STEPS), lane.step, lane.step + 1),
         status=status,
-        trace=lane.trace.at[lane.step].set(objective, mode="drop") if lane.trace.size else lane.trace,
+        trace=lane.trace.at[lane.step].set(seen, mode="drop") if lane.trace.size else lane.trace,
     )
 
 

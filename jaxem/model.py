@@ -556,17 +556,23 @@ class Family:
 
 @pytree
 class Info:
-    """What one step of an algorithm saw. The objective belongs to the parameters that *came into* the step."""
+    """What one step of an algorithm saw. The objective belongs to the parameters that *came into* the step.
+
+    provisional: True where those parameters are not to be judged: a proposal that the algorithm turned down, or a
+    tempered start that has not cooled. The driver then keeps the best it has and asks no stopping rule.
+    """
 
     objective: Float[Array, ""]
     log_likelihood: Float[Array, ""]
     weight: Float[Array, ""]
+    provisional: Bool[Array, ""] | bool = False
 
 
 class Algorithm:
     """How the iterates move: a frozen pytree; one algorithm varies another by holding it.
 
     Its state is carried from step to step and has the current parameters as its field ``params``; `Info` is looked at.
+    One step is one E-step, whatever the algorithm, so that steps compare.
     """
 
     #: True when the objective of successive parameters may only rise.
