@@ -1,7 +1,8 @@
 """jaxem: Expectation-Maximization on accelerators."""
 
-from jaxem import datasets, latents, rotation, sequences, stopping, testing
-from jaxem.algorithms import EM
+from jaxem import bijections, datasets, latents, rotation, sequences, stopping, testing
+from jaxem.algorithms import EM, Anderson, Squarem
+from jaxem.ascent import Newton
 from jaxem.driver import Run, race_lanes, run, run_lanes
 from jaxem.duplicates import collapse_duplicates
 from jaxem.families import (
@@ -76,11 +77,14 @@ from jaxem.model import (
 )
 from jaxem.models import (
     HMM,
+    Expectation,
+    FixedPoint,
     Forecast,
     InputOutputHMM,
     LatentModel,
     LatentParams,
     LatentStats,
+    LogJoint,
     Mixture,
     MixtureOfExperts,
     forecast,
@@ -90,9 +94,20 @@ from jaxem.models.factor_analysis import PPCA, FactorAnalysis, FactorParams, Fac
 from jaxem.result import BatchResult, ConvergenceWarning, FitError, Result, Starts
 from jaxem.select import Selection, select
 from jaxem.slots import Index
+from jaxem.spaces import (
+    Chain,
+    ChainLogJoint,
+    Discrete,
+    GaussianLatent,
+    Laplace,
+    LatentSpace,
+    MonteCarlo,
+    Quadrature,
+    Sampled,
+)
 from jaxem.status import Status
 from jaxem.stopping import AbsoluteGain, Aitken, Never, ParameterChange, RelativeGain, Stopping
-from jaxem.wrappers import Chunked, Frozen, WithPrior
+from jaxem.wrappers import Chunked, Frozen, GradientM, WithPrior
 
 __version__ = "0.1.0"
 
@@ -103,6 +118,7 @@ __all__ = [
     "AbsoluteGain",
     "Aitken",
     "Algorithm",
+    "Anderson",
     "BatchResult",
     "Bernoulli",
     "BernoulliParams",
@@ -113,6 +129,8 @@ __all__ = [
     "Categorical",
     "CategoricalParams",
     "CategoryParams",
+    "Chain",
+    "ChainLogJoint",
     "Chunked",
     "Control",
     "ConvergenceWarning",
@@ -121,8 +139,10 @@ __all__ = [
     "Diagonal",
     "Dirichlet",
     "DirichletParams",
+    "Discrete",
     "EStep",
     "EigenDecomposed",
+    "Expectation",
     "Exponential",
     "ExponentialParams",
     "FactorAnalysis",
@@ -130,6 +150,7 @@ __all__ = [
     "FactorScores",
     "Family",
     "FitError",
+    "FixedPoint",
     "Forecast",
     "Frozen",
     "Full",
@@ -137,9 +158,11 @@ __all__ = [
     "GammaParams",
     "GatedParams",
     "Gaussian",
+    "GaussianLatent",
     "GaussianParams",
     "Geometric",
     "GeometricParams",
+    "GradientM",
     "Hard",
     "Imputation",
     "Index",
@@ -150,12 +173,15 @@ __all__ = [
     "InverseGaussian",
     "InverseGaussianParams",
     "KMeansPlusPlus",
+    "Laplace",
     "Latent",
     "LatentModel",
     "LatentParams",
+    "LatentSpace",
     "LatentStats",
     "LinearRegression",
     "LinearRegressionParams",
+    "LogJoint",
     "LogNormal",
     "LogNormalParams",
     "LogisticRegression",
@@ -163,17 +189,20 @@ __all__ = [
     "Mixture",
     "MixtureOfExperts",
     "Model",
+    "MonteCarlo",
     "Multinomial",
     "MultinomialParams",
     "MultinomialRegression",
     "NegativeBinomial",
     "NegativeBinomialParams",
     "Never",
+    "Newton",
     "ParameterChange",
     "Poisson",
     "PoissonParams",
     "PoissonRegression",
     "Product",
+    "Quadrature",
     "Race",
     "RandomPoints",
     "RandomResponsibilities",
@@ -181,9 +210,11 @@ __all__ = [
     "RelativeGain",
     "Result",
     "Run",
+    "Sampled",
     "Segments",
     "Selection",
     "Spherical",
+    "Squarem",
     "Start",
     "Starts",
     "Status",
@@ -198,6 +229,7 @@ __all__ = [
     "WithPrior",
     "ZeroInflated",
     "ZeroInflatedParams",
+    "bijections",
     "collapse_duplicates",
     "datasets",
     "elbo",

@@ -89,7 +89,7 @@ def fit(
     validate.check_model(model)
     control = _control(tol, stopping, max_steps, min_steps)
     _check_on_failure(on_failure)
-    data = validate.to_device(data)
+    data = validate.to_device(data, model.keeps_types)
     n = validate.check_data(model, data)
     model = model.specialize(data)
     dtype = float_type(data)
@@ -161,7 +161,7 @@ def fit_batch(
     validate.check_model(model)
     control = _control(tol, stopping, max_steps, min_steps)
     _check_on_failure(on_failure)
-    data = validate.to_device(data)
+    data = validate.to_device(data, model.keeps_types)
     n = validate.check_data(model, data, batch=1)
     model = model.specialize(jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), data))
     sets = jax.tree.leaves(data)[0].shape[0]

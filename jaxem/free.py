@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import jax
+import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from jaxem.model import Model
+from jaxem.model import Model, leaf_name
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -20,3 +22,23 @@ def coordinates(model: Model, params: Any) -> tuple[Float[Array, " P"], Callable
     """
     vector, unravel = ravel_pytree(model.to_free(params))
     return vector, lambda v: model.from_free(unravel(v))
+
+
+class EveryName(frozenset):
+    """Every name: what parameters are called is only known when they are seen."""
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str)
+
+
+def moving(model: Model, params: Any, frozen: Any) -> Array | None:
+    """Which free coordinates may move when some leaves are held; None where all may. Raises ValueError for other names."""
+    if not frozen:
+        return None
+    names = {leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+    stray = sorted(set(frozen) - names)
+    if stray:
+        raise ValueError(f"{', '.join(stray)} cannot be held: the parameters are {', '.join(sorted(names))}")
+    free = model.to_free(params)
+    held = jax.tree_util.tree_map_with_path(lambda path, leaf: jnp.full(leaf.shape, leaf_name(path) in frozen), free)
+    return ~ravel_pytree(held)[0]

@@ -196,6 +196,9 @@ class Model:
     #: Parameter leaves that members of a mixture of this model can share (see `shared_m_step`).
     shareable: frozenset[str] = frozenset()
 
+    #: True where whole numbers in the data stay whole: a user's function may take them as indices.
+    keeps_types: bool = False
+
     #: False where a leaf of the E-step is not a sum over examples; wrappers that add E-steps refuse such a model.
     additive: bool = True
 

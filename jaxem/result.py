@@ -170,7 +170,12 @@ _LATENTS = {
 }
 
 
-_NAMES = {"FactorAnalysis": "Factor analysis", "PPCA": "Probabilistic PCA"}
+_NAMES = {
+    "FactorAnalysis": "Factor analysis",
+    "PPCA": "Probabilistic PCA",
+    "LogJoint": "Model of a log joint",
+    "FixedPoint": "Given EM map",
+}
 
 
 def size(model: Model) -> int:
@@ -216,7 +221,8 @@ def describe(model: Model) -> str:
     latent, family = getattr(model, "latent", None), getattr(model, "likelihood", None)
     if latent is None or family is None:
         factors = getattr(model, "num_factors", None)
-        name = _NAMES.get(type(model).__name__, type(model).__name__)
+        plain = type(model).__name__.lstrip("_")
+        name = _NAMES.get(plain, plain)
         return name if factors is None else f"{name}, {factors} factor{'s' if factors != 1 else ''}"
     structure = _structure(family)
     # EqualVolumeDiagonal: "equal volume diagonal covariance"

@@ -19,10 +19,15 @@ def check_model(model: Any) -> None:
         raise ValueError(f"expected a jaxem model, such as jaxem.Mixture(jaxem.Gaussian(), 3); got {model!r}")
 
 
-def to_device(data: Any) -> Any:
-    """The data as given, on the device; observations (an array, or x of a `Data`) in a floating-point type."""
+def to_device(data: Any, keep_types: bool = False) -> Any:
+    """The data as given, on the device; observations (an array, or x of a `Data`) in a floating-point type.
+
+    keep_types: whole numbers stay whole, for models that take them as indices (`Model.keeps_types`).
+    """
     if isinstance(data, Prepared):
         raise ValueError("fit takes raw data: it calibrates and prepares them itself")
+    if keep_types:
+        return jax.tree.map(_array, data if isinstance(data, Data) or not isinstance(data, list) else np.asarray(data))
     if isinstance(data, Data):
         rest = {name: _array(getattr(data, name)) for name in data.given() - {"x"}}
         return Data(x=_floating(data.x), **rest)

@@ -2,6 +2,7 @@
 
 from jaxem.wrappers.chunked import Chunked
 from jaxem.wrappers.frozen import Frozen
+from jaxem.wrappers.gradient_m import GradientM
 from jaxem.wrappers.prior import WithPrior
 
-__all__ = ["Chunked", "Frozen", "WithPrior"]
+__all__ = ["Chunked", "Frozen", "GradientM", "WithPrior"]

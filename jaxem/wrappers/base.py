@@ -30,6 +30,10 @@ class Wrapper(Model):
         return self.model.sequential
 
     @property
+    def keeps_types(self):  # type: ignore[override]
+        return self.model.keeps_types
+
+    @property
     def additive(self):  # type: ignore[override]
         return self.model.additive
 

@@ -1,0 +1,53 @@
+"""What accelerators share: free coordinates of any parameters, and the guard that keeps EM's promise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from jaxem.free import coordinates
+from jaxem.model import Algorithm, Info, Model, UnsupportedError
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float
+
+# The guard lets an objective be lower by so many of its own roundings: less cannot be told apart.
+_ROUNDINGS = 32
+
+
+def to_vector(model: Model, params: Any) -> tuple[Float[Array, " P"], Callable[[Float[Array, " P"]], Any]]:
+    """Free coordinates as a vector, or the parameters themselves where the model has none; and the way back.
+
+    What the coordinates of these parameters cannot represent (a weight of exactly 0, say) makes the way back differ from
+    the parameters; an extrapolation from there is a proposal like any other, which the guard judges.
+    """
+    try:
+        vector, back = coordinates(model, params)
+    except UnsupportedError:
+        vector, back = ravel_pytree(params)
+
+    def like_params(v: Array) -> Any:
+        return jax.tree.map(lambda new, old: new.astype(jnp.asarray(old).dtype), back(v), params)
+
+    return vector, like_params
+
+
+def mapped(algorithm: Algorithm, model: Model, params: Any, data: Any, weights: Any) -> tuple[Any, Info]:
+    """One step of the algorithm from these parameters: where it leads, and the objective of ``params``."""
+    state, info = algorithm.step(model, algorithm.init(model, params, data, weights), data, weights)
+    return state.params, info
+
+
+def holds(info: Info, least: Float[Array, ""]) -> Bool[Array, ""]:
+    """True where an objective is a number and not below ``least``, up to rounding."""
+    size = jnp.maximum(jnp.abs(least), info.weight.astype(least.dtype))
+    rounding = _ROUNDINGS * jnp.finfo(least.dtype).eps * jnp.where(jnp.isfinite(size), size, 0)
+    return jnp.isfinite(info.objective) & (info.objective >= least - rounding)
+
+
+def select(condition: Bool[Array, ""], new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
