@@ -293,6 +293,10 @@ class Model:
         """E[log p(x, z | params)] as a function of the expected statistics: the M-step's objective."""
         raise unsupported(self, "q", "the check of the M-step, a prior and a gradient M-step")
 
+    def explicit(self) -> Model:
+        """The same model with statistics that `q` is a function of: itself, unless its own hold less than that."""
+        return self
+
     def pseudo_statistics(self, data: PyTree, weights: Float[Array, " N"] | None = None) -> PyTree:
         """Statistics of one imagined example per component, like the data as a whole: a conjugate prior's unit."""
         raise unsupported(self, "pseudo_statistics", "WithPrior")

@@ -7,8 +7,8 @@ whatever the surrounding configuration is, because most of them are exact up to 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -28,7 +28,7 @@ from jaxem.wrappers.base import Wrapper
 NOT_APPLICABLE = "not applicable"
 
 
-@dataclass
+@dataclasses.dataclass
 class Case:
     """A calibrated model, data, weights and parameters at which its laws are checked, all in float64."""
 
@@ -46,6 +46,7 @@ class Case:
         self.m_step = jax.jit(self.model.m_step)
         self.traced = _Traced(self.model, _Counter())
         self.fitted = jax.jit(lambda m, p, d, c: run(m, p, d, control=c))
+        self.explicit = self.model.explicit()
 
     @property
     def rows(self) -> int:
@@ -54,6 +55,17 @@ class Case:
     def e_step(self, data: Any, weights: Any = None) -> Any:
         """The compiled E-step: the laws share its few shapes."""
         return self._e_step(self.params, data, weights)
+
+    def sums(self, data: Any, weights: Any = None) -> Any:
+        """What of the E-step is a sum over examples."""
+        step = self._e_step(self.params, data, weights)
+        return step if self.model.additive else dataclasses.replace(step, stats=())
+
+    def statistics(self) -> Any:
+        """The statistics that q is a function of, at the parameters."""
+        if self.explicit is self.model:
+            return self.e_step(self.data).stats
+        return jax.jit(self.explicit.e_step)(self.params, self.explicit.prepare(self.raw)).stats
 
     def part(self, rows: Any) -> Any:
         """Some of the examples, prepared by themselves."""
@@ -77,13 +89,13 @@ def _close(law: str, got: Any, expected: Any, rtol: float, what: str, least: flo
 
 def _additivity(case: Case) -> None:
     cut = case.rows // 3
-    whole, first = case.e_step(case.data), case.e_step(case.part(slice(None, cut)))
+    whole, first = case.sums(case.data), case.sums(case.part(slice(None, cut)))
     shapes = [leaf.shape for leaf in jax.tree.leaves(whole)]
     if shapes != [leaf.shape for leaf in jax.tree.leaves(first)]:
         raise AssertionError(f"law additivity: the E-step has leaves that depend on the number of examples: {shapes}")
     _close(
         "additivity",
-        first + case.e_step(case.part(slice(cut, None))),
+        first + case.sums(case.part(slice(cut, None))),
         whole,
         case.rtol,
         "E-step of the parts against that of the whole",
@@ -94,8 +106,8 @@ def _weights(case: Case) -> None:
     rng = np.random.default_rng(0)
     repeats = rng.integers(0, 4, case.rows)
     repeats[:2] = 0, 3
-    repeated = case.e_step(case.part(np.repeat(np.arange(case.rows), repeats)))
-    weighted = case.e_step(case.data, jnp.asarray(repeats, float))
+    repeated = case.sums(case.part(np.repeat(np.arange(case.rows), repeats)))
+    weighted = case.sums(case.data, jnp.asarray(repeats, float))
     _close("weights", weighted, repeated, case.rtol, "weights 0, 1, 2, 3 against repeated rows")
 
 
@@ -108,10 +120,10 @@ def _free(case: Case) -> tuple[Any, Callable[[Any], Any]]:
 
 def _fisher(case: Case) -> None:
     free, back = _free(case)
-    stats = case.e_step(case.data).stats
+    stats = case.statistics()
     likelihood = jax.jit(jax.grad(lambda f: case.model.e_step(back(f), case.data).log_likelihood))(free)
     try:
-        expected = jax.jit(jax.grad(lambda f: case.model.q(back(f), stats)))(free)
+        expected = jax.jit(jax.grad(lambda f: case.explicit.q(back(f), stats)))(free)
     except UnsupportedError as error:
         raise _NotApplicable(str(error)) from None
     what = "gradient of the log-likelihood against that of q"
@@ -121,10 +133,11 @@ def _fisher(case: Case) -> None:
 def _stationary(case: Case) -> None:
     stats = case.e_step(case.data).stats
     updated = case.m_step(case.params, stats)
+    stats = case.statistics()
 
     @jax.jit
     def objective(params: Any) -> Any:
-        return case.model.q(params, stats) + case.model.log_prior(params)
+        return case.explicit.q(params, stats) + case.model.log_prior(params)
 
     try:
         gain = float(objective(updated) - objective(case.params))
@@ -265,7 +278,7 @@ def _retrace(case: Case) -> None:
 
 def _order(case: Case) -> None:
     rows = np.random.default_rng(1).permutation(case.rows)
-    _close("order", case.e_step(case.part(rows)), case.e_step(case.data), case.rtol, "E-step of permuted rows")
+    _close("order", case.sums(case.part(rows)), case.sums(case.data), case.rtol, "E-step of permuted rows")
     k = case.model.num_components
     if k < 2:
         return
@@ -386,7 +399,8 @@ def check_model(
 def _case(model: Model, data: Any, key: jax.Array, params: Any, rtol: float) -> Case:
     def double(leaf: Any) -> Any:
         leaf = jnp.asarray(leaf)
-        return leaf.astype(jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.number) else leaf
+        kinds = jnp.floating if model.keeps_types else jnp.number
+        return leaf.astype(jnp.float64) if jnp.issubdtype(leaf.dtype, kinds) else leaf
 
     raw = jax.tree.map(double, as_data(data) if hasattr(data, "shape") else data)
     model, prepared = jax.jit(lambda m: (own := m.calibrate(raw), own.prepare(raw)))(model)

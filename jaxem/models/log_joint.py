@@ -15,7 +15,7 @@ from jaxem import bijections
 from jaxem.ascent import Ascent, as_ascent, default_ascent
 from jaxem.blocks import long_sum
 from jaxem.free import EveryName, moving
-from jaxem.model import EStep, Model, float_type, leaf_name, pytree, unsupported
+from jaxem.model import EStep, Model, UnsupportedError, float_type, leaf_name, pytree, unsupported
 from jaxem.spaces.base import LatentSpace, as_function, describe
 from jaxem.spaces.chain import ChainLogJoint
 
@@ -205,8 +205,13 @@ class _LogJoint(Model):
 
     def q(self, params, stats):
         if self.statistic is not None:
-            raise unsupported(self, "q for sums of statistics", "the check of the M-step")
+            raise UnsupportedError(
+                "sums of statistics do not hold q of a LogJoint: ask explicit(), which keeps the posterior"
+            )
         return self.latent.expected(self.log_joint, params, stats)
+
+    def explicit(self) -> Model:
+        return self if self.statistic is None else dataclasses.replace(self, statistic=None, closed=None)
 
     def log_prior(self, params):
         return 0.0 if self.prior is None else self.prior(params)

@@ -79,6 +79,10 @@ class Wrapper(Model):
     def q(self, params, stats):
         return self.model.q(params, stats)
 
+    def explicit(self) -> Model:
+        inner = self.model.explicit()
+        return self if inner is self.model else dataclasses.replace(self, model=inner)  # type: ignore[type-var]
+
     def pseudo_statistics(self, data, weights=None) -> Any:
         return self.model.pseudo_statistics(data, weights)
 

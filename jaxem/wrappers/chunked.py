@@ -49,6 +49,10 @@ class Chunked(Wrapper):
     def with_components(self, num_components: int) -> Chunked:
         return Chunked(self.model.with_components(num_components), self.block_size)
 
+    def explicit(self) -> Model:
+        inner = self.model.explicit()
+        return self if inner is self.model else inner  # which keeps q of every example, and cannot be cut
+
     def prepare(self, data) -> Any:
         """Nothing yet: the statistics of each row are made where they are used."""
         return data
