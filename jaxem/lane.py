@@ -89,11 +89,12 @@ def advance(lane: Lane, model: Model, data: Any, weights: Any, algorithm: Algori
     rounding = scale * eps
     risen = first | (objective > lane.highest + _STALL_ROUNDINGS * rounding)
     finite = jnp.isfinite(objective)
-    fell = algorithm.monotone & ~first & (objective < lane.highest - scale * eps**_FALL_DIGITS)
+    monotone = algorithm.monotone and model.monotone
+    fell = monotone & ~first & (objective < lane.highest - scale * eps**_FALL_DIGITS)
     progress = Progress(params, objective, lane.previous_objective, info.weight)
     memory, met = control.stopping.check(lane.memory, progress)
     asked = ~first & (lane.step >= control.min_steps)
-    flat = algorithm.monotone & control.stopping.watches_objective & ~risen
+    flat = monotone & control.stopping.watches_objective & ~risen
     stalls = jnp.where(flat, lane.stalls + 1, 0)
 
     def choose(*cases: tuple[Array, Status]) -> Array:

@@ -205,6 +205,9 @@ class Model:
     #: True where the M-step raises q without maximizing it (generalized EM).
     generalized: bool = False
 
+    #: False where the E-step only estimates the objective (importance sampling), which may then fall by its error.
+    monotone: bool = True
+
     @property
     def min_examples(self) -> int:
         """Fewer examples of positive weight than this cannot be fitted."""

@@ -170,6 +170,8 @@ def _held_leaves(model: Model) -> set[str]:
 
 
 def _monotone(case: Case) -> None:
+    if not case.model.monotone:
+        raise _NotApplicable("the model only estimates its objective")
     control = Control(Never(), max_steps=30)
     trace = np.asarray(
         jax.jit(lambda p: run(case.model, p, case.data, control=control, trace_size=31))(case.params).trace

@@ -125,6 +125,10 @@ class _LogJoint(Model):
         return self.closed is None
 
     @property
+    def monotone(self) -> bool:  # type: ignore[override]
+        return self.latent.monotone
+
+    @property
     def num_components(self) -> int:
         return self.latent.num_components
 

@@ -26,6 +26,8 @@ class LatentSpace:
 
     #: The number of values of z, where they can be told apart by one number.
     num_components: int = 0
+    #: False where p(x) is only estimated, at points that move with the parameters.
+    monotone: bool = True
     #: True when an example is a sequence.
     sequential: bool = False
     #: The fields of `Data` that say something about z beside x; others reach the log joint.

@@ -22,15 +22,17 @@ class Sampled(LatentSpace):
 
     log_density is log of the density (or probability) with which z was drawn, and makes the draws importance samples:
     ``p(x) ≈ (1/S) Σ_s p(x, z_s)/density(z_s)``; with draws from the posterior itself this is p(x) exactly. z is any
-    pytree. The draws are the same in every step (common random numbers), so that EM climbs one function and may
-    converge; its maximum is that of the likelihood up to an error of order 1/√S, of which `standard_errors` knows
-    nothing. `redraw` changes them, as Monte-Carlo EM does.
+    pytree. The random numbers are the same in every step; where the draws move with the parameters the objective may fall
+    by the error of its estimate, and it settles as the parameters do. The maximum is that of the likelihood up to an
+    error of order 1/√S. `redraw` changes the numbers, as Monte-Carlo EM does.
     num_samples: S. Raises ValueError where the sampler does not return a pair, or S is below 1.
     """
 
     sampler: Callable[[Array, Any, Any], tuple[Any, Any]] = static()
     num_samples: int = static(default=100)
     key: Any = None
+
+    monotone = False
 
     def __post_init__(self):
         if not callable(self.sampler):

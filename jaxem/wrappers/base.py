@@ -42,6 +42,10 @@ class Wrapper(Model):
         return self.model.generalized
 
     @property
+    def monotone(self):  # type: ignore[override]
+        return self.model.monotone
+
+    @property
     def min_examples(self) -> int:
         return self.model.min_examples
 
