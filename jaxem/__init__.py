@@ -55,7 +55,16 @@ from jaxem.families import (
     ZeroInflatedParams,
 )
 from jaxem.fit import Race, fit, fit_batch
-from jaxem.inference import elbo, icl
+from jaxem.inference import (
+    ConvergenceRate,
+    InferenceWarning,
+    StandardErrors,
+    convergence_rate,
+    elbo,
+    icl,
+    kl_gap,
+    standard_errors,
+)
 from jaxem.initialize import KMeansPlusPlus, RandomPoints, RandomResponsibilities, Segments, Start
 from jaxem.io import load, save
 from jaxem.lane import Control
@@ -133,6 +142,7 @@ __all__ = [
     "ChainLogJoint",
     "Chunked",
     "Control",
+    "ConvergenceRate",
     "ConvergenceWarning",
     "Data",
     "Diagnosis",
@@ -167,6 +177,7 @@ __all__ = [
     "Imputation",
     "Index",
     "Inference",
+    "InferenceWarning",
     "Info",
     "InputMarkovChainParams",
     "InputOutputHMM",
@@ -215,6 +226,7 @@ __all__ = [
     "Selection",
     "Spherical",
     "Squarem",
+    "StandardErrors",
     "Start",
     "Starts",
     "Status",
@@ -231,12 +243,14 @@ __all__ = [
     "ZeroInflatedParams",
     "bijections",
     "collapse_duplicates",
+    "convergence_rate",
     "datasets",
     "elbo",
     "fit",
     "fit_batch",
     "forecast",
     "icl",
+    "kl_gap",
     "latents",
     "left_to_right",
     "load",
@@ -249,6 +263,7 @@ __all__ = [
     "save",
     "select",
     "sequences",
+    "standard_errors",
     "static",
     "stopping",
     "testing",

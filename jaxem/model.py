@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 if TYPE_CHECKING:
     from jax import Array
@@ -316,6 +317,10 @@ class Model:
         """The inverse of `to_free`."""
         raise unsupported(self, "from_free", "gradients and standard errors")
 
+    def held(self, params: PyTree) -> PyTree:
+        """Which entries of the parameters the M-step holds fixed: booleans shaped like them, on the host."""
+        return nothing_held(params)
+
     def log_likelihood(self, params: PyTree, data: PyTree) -> Float[Array, " N"]:
         """log p(x_n | params) of every example."""
         raise unsupported(self, "log_likelihood", "scoring")
@@ -352,6 +357,11 @@ class Model:
     def num_free_parameters(self, params: PyTree) -> int:
         """The number of coordinates of `to_free`: what AIC and BIC count."""
         return _count_leaves(jax.eval_shape(self.to_free, params))
+
+
+def nothing_held(params: PyTree) -> PyTree:
+    """False for every entry of the parameters."""
+    return jax.tree.map(lambda leaf: np.zeros(np.shape(leaf), bool), params)
 
 
 def _count_leaves(tree: PyTree) -> int:
@@ -558,6 +568,10 @@ class Family:
 
     def from_free(self, free: PyTree) -> PyTree:
         raise unsupported(self, "from_free", "gradients and standard errors")
+
+    def held(self, params: PyTree) -> PyTree:
+        """Which entries of the parameters the members hold fixed (see `Model.held`)."""
+        return nothing_held(params)
 
     def num_free_parameters(self, params: PyTree) -> int:
         """The number of coordinates of `to_free`."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxem.families.base import keep, occupied, weighted_mean
 from jaxem.model import Data, Family, FrozenLeaves, Model, as_data, pytree, static, unsupported
@@ -185,6 +186,10 @@ class OfModel(Family):
             return jnp.broadcast_to(leaf, (k, *leaf.shape[1:])) if _name(path) in self.shared else leaf
 
         return jax.vmap(self.model.from_free)(jax.tree_util.tree_map_with_path(every, free))
+
+    def held(self, params: Any) -> Any:
+        one = self.model.held(jax.tree.map(lambda a: a[0], params))
+        return jax.tree.map(lambda mask, leaf: np.broadcast_to(mask, np.shape(leaf)), one, params)
 
     def num_free_parameters(self, params: Any) -> int:
         k = jax.tree.leaves(params)[0].shape[0]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import gammaln, xlogy
 
-from jaxem.families.base import divide, is_count, mean_where_missing, observations, weighted_mean
+from jaxem.families.base import divide, free_log, is_count, mean_where_missing, observations, weighted_mean
 from jaxem.families.columns import IndependentColumns
 from jaxem.model import Data, pytree
 from jaxem.special import excess_over_log
@@ -87,7 +87,7 @@ class Poisson(IndependentColumns):
         return jax.random.poisson(key, params.rate[z]).astype(params.rate.dtype)
 
     def to_free(self, params: PoissonParams) -> PoissonParams:
-        return PoissonParams(jnp.log(params.rate))
+        return PoissonParams(free_log(params.rate))
 
     def from_free(self, free: PoissonParams) -> PoissonParams:
         return PoissonParams(jnp.exp(free.rate))

@@ -50,7 +50,7 @@ class Categorical(Latent):
         self, params: CategoricalParams, potentials: Float[Array, "N K"], data: Data, weights: Array | None
     ) -> Inference:
         """r_nk ∝ π_k p(x_n | k). An example that no component allows gets log-normalizer −inf and no responsibility."""
-        marginals, evidence = posterior_and_evidence(potentials, jnp.log(params.weights)[None], weights)
+        marginals, evidence = posterior_and_evidence(potentials, log_or_infinity(params.weights)[None], weights)
         return Inference(marginals, self.accumulate(marginals, data), evidence)
 
     def accumulate(self, marginals: Float[Array, "N K"], data: Data, params: Any = None) -> Float[Array, " K"]:
@@ -121,6 +121,12 @@ def posterior_and_evidence(
     marginals = unnormalized * share
     marginals = marginals.T if rows_last(potentials) else marginals
     return marginals, jnp.squeeze(peak + log_total, axis)
+
+
+def log_or_infinity(probabilities: Array) -> Array:
+    """log p, −∞ where p is 0 and without a derivative there."""
+    possible = probabilities > 0
+    return jnp.where(possible, jnp.log(jnp.where(possible, probabilities, 1)), -jnp.inf)
 
 
 def expected_log(counts: Array, probabilities: Array) -> Float[Array, ""]:

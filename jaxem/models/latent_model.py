@@ -24,6 +24,7 @@ from jaxem.model import (
     UnsupportedError,
     as_data,
     float_type,
+    nothing_held,
     num_examples,
     pytree,
 )
@@ -442,6 +443,9 @@ class LatentModel(Model):
 
     def from_free(self, free: LatentParams) -> LatentParams:
         return LatentParams(self.latent.from_free(free.latent), self.likelihood.from_free(free.likelihood))
+
+    def held(self, params: LatentParams) -> LatentParams:
+        return LatentParams(nothing_held(params.latent), self.likelihood.held(params.likelihood))
 
     def num_free_parameters(self, params: LatentParams) -> int:
         latent = jax.eval_shape(self.latent.to_free, params.latent)

@@ -99,6 +99,9 @@ class Wrapper(Model):
     def from_free(self, free) -> Any:
         return self.model.from_free(free)
 
+    def held(self, params) -> Any:
+        return self.model.held(params)
+
     def log_likelihood(self, params, data):
         return self.model.log_likelihood(params, data)
 

@@ -40,6 +40,15 @@ class _Frozen(Wrapper):
     def m_step(self, params, stats, frozen=None) -> Any:
         return self.model.m_step(params, stats, {**dict(self.leaves), **(frozen or {})})
 
+    def held(self, params) -> Any:
+        masks = dict(self.leaves)
+
+        def add(path: Any, leaf: Any, already: np.ndarray) -> np.ndarray:
+            mask = np.asarray(masks.get(leaf_name(path), False))
+            return already | mask.reshape(mask.shape + (1,) * (np.ndim(leaf) - mask.ndim))
+
+        return jax.tree_util.tree_map_with_path(add, params, self.model.held(params))
+
     def num_free_parameters(self, params) -> int:
         count = self.model.num_free_parameters(params)
         free = jax.eval_shape(self.model.to_free, params)

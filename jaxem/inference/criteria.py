@@ -1,4 +1,4 @@
-"""What follows from a fit: criteria that need the posterior, and the bound for any q."""
+"""Criteria of a fit that need the posterior."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 from jax.scipy.special import entr
 
-from jaxem.model import UnsupportedError
-from jaxem.models.latent_model import LatentModel
 from jaxem.result import Result
 
 if TYPE_CHECKING:
@@ -30,22 +28,3 @@ def icl(result: Result, data: Any, weights: Float[Array, " N"] | None = None) ->
     entropy = jnp.sum(entr(result.model.posterior(result.params, data)), axis=-1)
     total = jnp.sum(entropy if weights is None else entropy * jnp.asarray(weights))
     return result.bic + 2 * float(total)
-
-
-def elbo(
-    model: LatentModel, params: Any, data: Any, q: Float[Array, "N K"], weights: Float[Array, " N"] | None = None
-) -> Float[Array, ""]:
-    """The evidence lower bound E_q[log p(x, z | params)] + H[q] for any q over an independent discrete latent.
-
-    It is the log-likelihood when q is the posterior, and below it by KL(q ‖ p(z | x)) otherwise. q: [N, K], rows that sum
-    to 1. ``model`` is calibrated to the data (as in a `Result`), or the sums are taken about 0. Raises UnsupportedError
-    for a latent whose values depend on each other, for which [N, K] does not describe a q.
-    """
-    if not model.latent.independent:
-        name = type(model.latent).__name__
-        raise UnsupportedError(
-            f"q of shape [N, K] does not describe a distribution over the dependent values of {name}"
-        )
-    expected = model.expected_log_joint(params, data, q, weights)
-    entropy = jnp.sum(entr(q), axis=-1)
-    return expected + jnp.sum(entropy if weights is None else entropy * weights)
