@@ -19,9 +19,9 @@ def elbo(
 ) -> Float[Array, ""]:
     """The evidence lower bound E_q[log p(x, z | params)] + H[q] for any q over an independent discrete latent.
 
-    It is the log-likelihood when q is the posterior, and below it by KL(q ‖ p(z | x)) otherwise. q: [N, K], rows that sum
-    to 1. ``model`` is calibrated to the data (as in a `Result`), or the sums are taken about 0. Raises UnsupportedError
-    for a latent whose values depend on each other, for which [N, K] does not describe a q.
+    It is the log-likelihood when q is the posterior, and below it by KL(q ‖ p(z | x)) otherwise. q: [N, K], rows that
+    sum to 1. ``model`` is calibrated to the data (as in a `Result`), or the sums are taken about 0. Raises
+    UnsupportedError for a latent whose values depend on each other, for which [N, K] does not describe a q.
     """
     if not model.latent.independent:
         name = type(model.latent).__name__

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 class Chart:
     """``v(u) = v₀ + tangent · u``, bent so that held parameters keep their values to third order.
 
-    tangent: [P, U]. cotangent: its left inverse, [U, P]. held: the entries of the natural parameters, as one vector, that
-    are held and could move. correction: [P, H], a right inverse of their derivatives by v. fixed: the entries that lie on a
-    boundary, where no v moves them.
+    tangent: [P, U]. cotangent: its left inverse, [U, P]. held: the entries of the natural parameters, as one vector,
+    that are held and could move. correction: [P, H], a right inverse of their derivatives by v. fixed: the entries that
+    lie on a boundary, where no v moves them.
     """
 
     tangent: Float[Array, "P U"]

@@ -120,7 +120,13 @@ def scores(model: Model, params: Any, chart: Chart, data: Any) -> Float[Array, "
 
     def one(row: Any) -> Array:
         alone = jax.tree.map(lambda a: a[None], row)
-        return jax.grad(lambda u: model.e_step(back(u), alone).log_likelihood)(here)
+
+        def log_likelihood(u: Array) -> Array:
+            # An E-step that is no sum over examples need not be that of the example alone.
+            own = back(u)
+            return model.e_step(own, alone).log_likelihood if model.additive else model.log_likelihood(own, alone)[0]
+
+        return jax.grad(log_likelihood)(here)
 
     return jax.lax.map(one, data, batch_size=_ROWS_AT_ONCE)
 

@@ -23,8 +23,8 @@ _SEEN = 1e-4
 class Inverse:
     """covariance: of the directions with information. lost: the others, [U, R], in units of ``scale``.
 
-    flat, downhill: how many have none, or negative information. distance: of the optimum, in standard errors. seen: what
-    share of a parameter's movement may be along lost directions, for the rounding of these.
+    flat, downhill: how many have none, or negative information. distance: of the optimum, in standard errors. seen:
+    what share of a parameter's movement may be along lost directions, for the rounding of these.
     """
 
     covariance: Float[np.ndarray, "U U"]

@@ -62,12 +62,13 @@ def convergence_rate(
     """The ``num`` largest eigenvalues of J, the Jacobian of one EM step at the optimum ``params``.
 
     J = I_complete⁻¹ I_missing has eigenvalues in [0, 1): EM's error shrinks by the largest a step, and they are the
-    fractions of missing information. An eigenvalue of 1 says that the optimum is not isolated (the rotation of factors).
-    Computed by orthogonal iteration with Jacobian-vector products, one pass over the data each, in the coordinates that
-    can move: what is frozen or on a boundary has no part in it.
+    fractions of missing information. An eigenvalue of 1 says that the optimum is not isolated (the rotation of
+    factors). Computed by orthogonal iteration with Jacobian-vector products, one pass over the data each, in the
+    coordinates that can move: what is frozen or on a boundary has no part in it.
 
     key: for a random start of the iteration instead of the fixed one. tol: stop when no eigenvalue changes by more,
-    max_steps: or after about so many iterations. Raises ValueError for ``num`` below 1 or above the number of coordinates.
+    max_steps: or after about so many iterations. Raises ValueError for ``num`` below 1 or above the number of
+    coordinates.
     """
     num = validate.check_count("num", num, 1)
     max_steps = validate.check_count("max_steps", max_steps, 1)

@@ -13,15 +13,21 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.special import ndtri
 
 from jaxem import validate
+from jaxem.driver import Run
+from jaxem.free import coordinates
+from jaxem.inference.bootstrap import matched, resampled, simulated, spelled_out
 from jaxem.inference.chart import Chart, chart_at
 from jaxem.inference.information import Information, information, scores
 from jaxem.inference.inverse import Inverse, invert
+from jaxem.lane import Control
 from jaxem.model import Data, Model, UnsupportedError, as_data, float_type, pytree, static
+from jaxem.status import Status
+from jaxem.stopping import RelativeGain
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
 
-Method = Literal["hessian", "oakes", "louis", "sem", "scores", "sandwich"]
+Method = Literal["hessian", "oakes", "louis", "sem", "scores", "sandwich", "bootstrap"]
 # Further from the optimum than this share of a standard error, errors are those of another place.
 _FAR = 0.1
 # EM's Jacobian times the complete information is symmetric where the M-step maximizes q.
@@ -36,15 +42,17 @@ class InferenceWarning(UserWarning):
 class StandardErrors:
     """Standard errors on the natural scale; arrays are numpy's, on the host.
 
-    params: the estimates. standard_errors: shaped like them; 0 for what is held, NaN for what is not identified.
-    natural_covariance: of the natural parameters as one vector (the leaves one after another), [M, M]. covariance: of the
-    free coordinates of `Model.to_free`, likewise, [P, P]. information: the observed information there, [P, P], 0 for what
-    cannot move; complete_information: of the complete data, from the methods that compute it (louis, sem). held: which
-    entries of the parameters are frozen, or lie on a boundary where they cannot move. identified: which the data
-    determine, at least locally. draws: of a bootstrap, the parameters fitted to each resample, with a leading axis; status
-    says how each ended.
+    model, params: what was fitted, and the estimates. standard_errors: shaped like them; 0 for what is held, NaN for
+    what is not identified.
+    natural_covariance: of the natural parameters as one vector (the leaves one after another), [M, M]. covariance: of
+    the free coordinates of `Model.to_free`, likewise, [P, P]. information: the observed information there, [P, P], 0
+    for what cannot move; complete_information: of the complete data, from the methods that compute it (louis, sem).
+    held: which entries of the parameters are frozen, or lie on a boundary where they cannot move. identified: which the
+    data determine, at least locally. draws: of a bootstrap, the parameters fitted to each resample, with a leading
+    axis; status says how each ended.
     """
 
+    model: Model
     params: Any
     standard_errors: Any
     natural_covariance: Float[np.ndarray, "M M"]
@@ -57,22 +65,40 @@ class StandardErrors:
     status: Any = None
     method: str = static(default="hessian")
 
-    def confidence_intervals(self, level: float = 0.95) -> tuple[Any, Any]:
+    def confidence_intervals(
+        self, level: float = 0.95, *, key: Array | None = None, num_draws: int = 4000
+    ) -> tuple[Any, Any]:
         """Lower and upper ends of intervals that hold each parameter with probability ``level``, shaped like params.
 
-        θ̂ ± z · standard error, which may leave the parameter's domain where the error is large (a sign that the
-        approximation is poor); of a bootstrap the quantiles of the draws, which do not. Raises ValueError for a level that
-        is not between 0 and 1.
+        θ̂ ± z · standard error, which may leave the parameter's domain where the error is large. With a key, quantiles of
+        parameters whose free coordinates are drawn from their normal approximation, which never do (Krinsky & Robb 1986).
+        Of a bootstrap the quantiles of its draws. Raises ValueError for a level that is not between 0 and 1.
         """
         if not 0 < level < 1:
             raise ValueError(f"level is a probability between 0 and 1; got {level}")
-        if self.draws is not None:
+        draws = self.draws
+        if draws is None and key is not None:
+            draws = self._simulated(key, validate.check_count("num_draws", num_draws, 2))
+        if draws is not None:
             tails = (1 - level) / 2, (1 + level) / 2
-            ends = [jax.tree.map(lambda a, t=t: np.quantile(a, t, axis=0), self.draws) for t in tails]
-            return ends[0], ends[1]
+            low, high = (jax.tree.map(lambda a, t=t: np.quantile(a, t, axis=0), draws) for t in tails)
+            return low, high
         z = float(ndtri((1 + level) / 2))
         low = jax.tree.map(lambda a, e: a - z * e, self.params, self.standard_errors)
         return low, jax.tree.map(lambda a, e: a + z * e, self.params, self.standard_errors)
+
+    def _simulated(self, key: Array, count: int) -> Any:
+        """Parameters with normal free coordinates, [count, …]; what is held as it is, NaN where nothing is known."""
+        origin, back = coordinates(self.model, jax.tree.map(jnp.asarray, self.params))
+        values, vectors = np.linalg.eigh(np.nan_to_num(self.covariance))
+        root = jnp.asarray(vectors * np.sqrt(np.maximum(values, 0)), origin.dtype)
+        noise = jax.random.normal(key, (count, origin.size), origin.dtype)
+        drawn = jax.device_get(jax.jit(jax.vmap(back))(origin + noise @ root.T))
+
+        def told(draws: np.ndarray, value: Any, held: np.ndarray, known: np.ndarray) -> np.ndarray:
+            return np.where(held, value, np.where(known, draws, np.nan))
+
+        return jax.tree.map(told, drawn, self.params, self.held, self.identified)
 
     def __str__(self) -> str:
         low, high = self.confidence_intervals()
@@ -88,7 +114,17 @@ class StandardErrors:
 
 
 def standard_errors(
-    model: Model, params: Any, data: Any, weights: Any = None, *, method: Method = "hessian"
+    model: Model,
+    params: Any,
+    data: Any,
+    weights: Any = None,
+    *,
+    method: Method = "hessian",
+    key: Array | None = None,
+    num_samples: int = 200,
+    parametric: bool = False,
+    tol: float = 1e-8,
+    max_steps: int = 1000,
 ) -> StandardErrors:
     """Standard errors of ``params``, an optimum of log-likelihood + log-prior, with their covariances.
 
@@ -98,18 +134,22 @@ def standard_errors(
 
     model, params, data, weights: as they were fitted (those of a `Result`); the error of float32 data is some 1e-3, of
     float64 the last digits'. Fit with a small tol first: errors hold at the optimum.
-    method: "hessian" differentiates the log-likelihood twice; "oakes" its gradient as EM has it, once (Oakes 1999); "louis"
-    is complete less missing information (Louis 1982), the missing information being the covariance of the complete-data
-    score given the data, ∂²q(θ' | θ)/∂θ'∂θ; "sem" is I_complete (I − J) with J the Jacobian of the EM map (Meng & Rubin
-    1991): all four agree. "scores" takes B = Σ_n w_n s_n s_nᵀ for I, with s_n the score of an example, a row or a whole
-    sequence, which needs no second derivatives (Meilijson 1989; poLCA). "sandwich" is I⁻¹ B I⁻¹, with scores about their
-    mean, and holds for a misspecified model too (White 1982). An example of weight 3 counts as three.
+    method: "hessian" differentiates the log-likelihood twice; "oakes" its gradient as EM has it, once (Oakes 1999);
+    "louis" is complete less missing information (Louis 1982), the missing information being the covariance of the
+    complete-data score given the data, ∂²q(θ' | θ)/∂θ'∂θ; "sem" is I_complete (I − J) with J the Jacobian of the EM map
+    (Meng & Rubin 1991): all four agree. "scores" takes B = Σ_n w_n s_n s_nᵀ for I, with s_n the score of an example, a
+    row or a whole sequence, which needs no second derivatives (Meilijson 1989; poLCA). "sandwich" is I⁻¹ B I⁻¹, with
+    scores about their mean, and holds for a misspecified model too (White 1982). An example of weight 3 counts as three.
+    "bootstrap" is the spread of refits to ``num_samples`` resamples of the examples (Efron 1979), or, parametric, to data
+    sets drawn from the model, all of them lanes of one program that start from ``params``, with components put in the
+    order in which they share most examples with those of ``params`` (`match_components`). It needs a key; tol and
+    max_steps are those of the refits. Resamples without a usable fit, or with a degenerate one, are left out.
 
-    Frozen parameters have error 0, and so have those on a boundary (a transition that is impossible, a probability of 1).
-    Warns with `InferenceWarning`, by name, where parameters are not identified (the rotation of factors), where ``params``
-    are no maximum, and where they are further than a tenth of a standard error from it. Raises ValueError for bad input and
-    for "sem" where the M-step does not maximize q, UnsupportedError for scores of flat sequences, which are not independent
-    examples (pad them).
+    Frozen parameters have error 0, and so have those on a boundary (a transition that is impossible, a probability of
+    1). Warns with `InferenceWarning`, by name, where parameters are not identified (the rotation of factors), where
+    ``params`` are no maximum, and where they are further than a tenth of a standard error from it. Raises ValueError
+    for bad input and for "sem" where the M-step does not maximize q, UnsupportedError for scores and resamples of flat
+    sequences, which are not independent examples (pad them).
     """
     if method not in get_args(Method):
         raise ValueError(f"method is one of {', '.join(get_args(Method))}; got {method!r}")
@@ -118,9 +158,19 @@ def standard_errors(
         raise ValueError(
             "method 'sem' needs an M-step that maximizes q, and that of this model only raises it; use 'hessian'"
         )
-    if method in ("scores", "sandwich"):
+    if method in ("scores", "sandwich", "bootstrap"):
         check_examples(model, data, f"method {method!r}")
     model = _calibrated(model, data, weights)
+    if method == "bootstrap":
+        key = validate.check_key(key, "the bootstrap")
+        count = validate.check_count("num_samples", num_samples, 2)
+        control = Control(RelativeGain(tol), validate.check_count("max_steps", max_steps, 1))
+        if not parametric:
+            run = resampled(model, params, data, weights, key, count, control)
+        else:
+            all_of_them = spelled_out(data, weights, "a parametric bootstrap")
+            run = simulated(model, params, all_of_them, key, count, control)
+        return _spread(model, params, data, weights, run)
     chart, derivative = chart_at(model, params)
     how, spread = method, None
     if method == "sandwich":
@@ -151,8 +201,6 @@ def check_fit(model: Model, params: Any, data: Any, weights: Any) -> tuple[Model
 
 def check_examples(model: Model, data: Any, what: str) -> None:
     """Raise UnsupportedError where the data are not independent examples along their leading axis."""
-    if not model.additive:
-        raise UnsupportedError(f"{what} needs examples one by one; the E-step of {type(model).__name__} is not a sum")
     x = as_data(data).x if isinstance(data, Data) or hasattr(data, "shape") else None
     if model.sequential and x is not None and x.ndim < 3:
         raise UnsupportedError(
@@ -213,6 +261,7 @@ def _assemble(
     in_free = inverse.sees(tangent)
     of_params = _blank(natural @ covariance @ natural.T, identified)
     return StandardErrors(
+        model=model.specialize(None),
         params=jax.device_get(params),
         standard_errors=shaped(np.sqrt(np.maximum(np.diagonal(of_params), 0)), params),
         natural_covariance=of_params,
@@ -224,6 +273,44 @@ def _assemble(
         held=shaped(still, params),
         identified=shaped(identified, params),
         method=method,
+    )
+
+
+def _spread(model: Model, params: Any, data: Any, weights: Any, run: Run) -> StandardErrors:
+    """From the lanes of a bootstrap."""
+    status = np.asarray(run.status)
+    good = [int(s) for s in Status if s.usable and s != Status.DEGENERATE]
+    used = np.isin(status, good)
+    chart, derivative = chart_at(model, params)
+    redundant = max(0, chart.size - _free_parameters(model, params))
+    said = []
+    if redundant:
+        said.append(
+            f"parameters move in {redundant} directions without changing the likelihood: their spread says little"
+        )
+    if not np.all(used):
+        said.append(f"{np.sum(~used)} of {len(used)} resamples have no usable fit and are left out")
+    if np.sum(used) < 2:
+        raise ValueError(f"a spread needs at least 2 usable resamples; got {np.sum(used)} of {len(used)}")
+    if said:
+        warnings.warn("; ".join(said), InferenceWarning, stacklevel=3)
+    draws = matched(model, params, jax.tree.map(lambda a: a[used], run.params), data, weights)
+    natural = np.asarray(jax.vmap(lambda p: ravel_pytree(p)[0])(draws), float)
+    free = np.asarray(jax.vmap(lambda p: coordinates(model, p)[0])(draws), float)
+    covariance = np.atleast_2d(np.cov(natural, rowvar=False))
+    return StandardErrors(
+        model=model.specialize(None),
+        params=jax.device_get(params),
+        standard_errors=shaped(np.sqrt(np.diagonal(covariance)), params),
+        natural_covariance=covariance,
+        covariance=np.atleast_2d(np.cov(free, rowvar=False)),
+        information=None,
+        complete_information=None,
+        held=shaped(np.all(derivative @ np.asarray(chart.tangent) == 0, axis=1), params),
+        identified=shaped(np.ones(natural.shape[1], bool), params),
+        draws=draws,
+        status=status,
+        method="bootstrap",
     )
 
 
