@@ -85,7 +85,7 @@ def cross_validate(
     """
     validate.check_model(model)
     check_examples(model, data, "cross-validation")
-    data = validate.to_device(data)
+    data = validate.to_device(data, model.keeps_types)
     n = validate.check_data(model, data)
     model = model.specialize(data)
     dtype = float_type(data)

@@ -62,13 +62,15 @@ def information(
         own = back(u)
         return model.e_step(own, data, weights).log_likelihood + model.log_prior(own)
 
+    explicit = model.explicit()
+
     def stats(u: Array) -> Any:
-        return model.e_step(back(u), data, weights).stats
+        return explicit.e_step(back(u), data, weights).stats
 
     def score(new: Array, expected: Any) -> Array:
         def penalized(u: Array) -> Array:
             own = back(u)
-            return model.q(own, expected) + model.log_prior(own)
+            return explicit.q(own, expected) + model.log_prior(own)
 
         return jax.grad(penalized)(new)
 

@@ -191,7 +191,7 @@ def standard_errors(
 def check_fit(model: Model, params: Any, data: Any, weights: Any) -> tuple[Model, Any, Any, Any]:
     """What a fit was made of, checked, on the device."""
     validate.check_model(model)
-    data = validate.to_device(data)
+    data = validate.to_device(data, model.keeps_types)
     n = validate.check_data(model, data)
     model = model.specialize(data)
     weights = validate.check_weights(weights, (n,), float_type(data), model.min_examples)
