@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxem import bijections
 from jaxem.model import EStep, Model, float_type, num_examples, pytree, unsupported
-from jaxem.spaces.base import as_function, describe
+from jaxem.spaces.base import as_function, describe, like
 
 
 def FixedPoint(
@@ -64,12 +64,7 @@ class _FixedPoint(Model):
         return EStep(data, log_likelihood, jnp.asarray(num_examples(data), log_likelihood.dtype))
 
     def m_step(self, params, stats, frozen=None):
-        updated = self.step(params, stats)
-        if describe(updated) != describe(params):
-            raise ValueError(
-                f"step(params, data) must return parameters like those it got, {describe(params)}; got {describe(updated)}"
-            )
-        return updated
+        return like("step(params, data)", params, self.step(params, stats))
 
     def log_prior(self, params):
         return 0.0 if self.prior is None else self.prior(params)

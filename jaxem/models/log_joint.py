@@ -16,7 +16,7 @@ from jaxem.ascent import Ascent, as_ascent, default_ascent
 from jaxem.blocks import long_sum
 from jaxem.free import EveryName, moving
 from jaxem.model import EStep, Model, UnsupportedError, float_type, leaf_name, pytree, unsupported
-from jaxem.spaces.base import LatentSpace, as_function, describe
+from jaxem.spaces.base import LatentSpace, as_function, like
 from jaxem.spaces.chain import ChainLogJoint
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ class _LogJoint(Model):
         if self.closed is not None:
             if frozen:
                 raise ValueError(f"an m_step in closed form cannot hold {', '.join(frozen)} fixed: leave it out")
-            return self._checked(params, self._closed(params, stats))
+            return like("m_step", params, self._closed(params, stats))
         free, unravel = ravel_pytree(self.to_free(params))
 
         def objective(stats: Any) -> Callable[[Array], Array]:
@@ -192,20 +192,11 @@ class _LogJoint(Model):
         num_rows, size = self.latent.extent(stats)
         thinned = self.latent.thin(stats, max(_LEAST_ROWS, num_rows // max(free.size, 1)))
         climbed = ascent.climb(objective(stats), free, moves, objective(thinned), size)
-        updated = self.from_free(unravel(climbed))
-        return jax.tree.map(lambda new, old: new.astype(old.dtype), updated, params)
+        return like("the way back from free coordinates", params, self.from_free(unravel(climbed)))
 
     def _closed(self, params: Any, stats: Any) -> Any:
         given = stats if self.statistic is not None else Expectation(self.latent, stats)
         return self.closed(params, given)
-
-    def _checked(self, params: Any, updated: Any) -> Any:
-        """The answer of a user's M-step, if it is shaped like the parameters."""
-        if describe(updated) != describe(params):
-            raise ValueError(
-                f"m_step must return parameters like those it got, {describe(params)}; got {describe(updated)}"
-            )
-        return updated
 
     def q(self, params, stats):
         if self.statistic is not None:

@@ -97,6 +97,16 @@ def describe(tree: Any) -> str:
     return str(jax.tree.map(lambda a: f"{jnp.result_type(a)}{list(jnp.shape(a))}", tree))
 
 
+def like(what: str, params: Any, updated: Any) -> Any:
+    """``updated`` in the types of ``params``; raises ValueError unless it has the same structure and shapes."""
+    shapes = [jax.tree.map(jnp.shape, tree) for tree in (updated, params)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"{what} must return parameters like those it got, {describe(params)}; got {describe(updated)}"
+        )
+    return jax.tree.map(lambda new, old: jnp.asarray(new).astype(jnp.result_type(old)), updated, params)
+
+
 def trace_one(what: str, function: Callable[..., Any], **arguments: Any) -> None:
     """Trace a user's function once and check that it returns one floating-point number."""
 
