@@ -1,7 +1,7 @@
 """jaxem: Expectation-Maximization on accelerators."""
 
 from jaxem import bijections, datasets, latents, rotation, sequences, stopping, testing
-from jaxem.algorithms import EM, Anderson, Squarem
+from jaxem.algorithms import EM, Anderson, Incremental, Online, Squarem, StochasticEM, VarianceReduced
 from jaxem.ascent import Newton
 from jaxem.driver import Run, race_lanes, run, run_lanes
 from jaxem.duplicates import collapse_duplicates
@@ -120,7 +120,7 @@ from jaxem.spaces import (
     Sampled,
 )
 from jaxem.status import Status
-from jaxem.stopping import AbsoluteGain, Aitken, Never, ParameterChange, RelativeGain, Stopping
+from jaxem.stopping import AbsoluteGain, Aitken, Never, ParameterChange, Plateau, RelativeGain, Stopping
 from jaxem.wrappers import Chunked, Frozen, GradientM, WithPrior
 
 __version__ = "0.1.0"
@@ -181,6 +181,7 @@ __all__ = [
     "GradientM",
     "Hard",
     "Imputation",
+    "Incremental",
     "Index",
     "Inference",
     "InferenceWarning",
@@ -215,7 +216,9 @@ __all__ = [
     "NegativeBinomialParams",
     "Never",
     "Newton",
+    "Online",
     "ParameterChange",
+    "Plateau",
     "Poisson",
     "PoissonParams",
     "PoissonRegression",
@@ -237,11 +240,13 @@ __all__ = [
     "Start",
     "Starts",
     "Status",
+    "StochasticEM",
     "Stopping",
     "StudentT",
     "StudentTParams",
     "Tied",
     "UnsupportedError",
+    "VarianceReduced",
     "VonMisesFisher",
     "VonMisesFisherParams",
     "WithNoise",

@@ -20,7 +20,7 @@ import numpy as np
 from jaxem.algorithms.em import EM
 from jaxem.implicit import fixed_point_tangent
 from jaxem.lane import Control, Lane, begin, input_status
-from jaxem.model import Algorithm, Model, pytree
+from jaxem.model import Algorithm, Model, UnsupportedError, pytree
 from jaxem.slots import Index, axes_of, drive, problem_of, put, take
 from jaxem.status import USABLE, Status
 
@@ -69,7 +69,7 @@ def _run_primal(trace: Array, problem: Any, params: Any, algorithm: Algorithm, c
     start = jax.tree.map(lambda a: jnp.asarray(a)[None], params)
     lanes = _start(model, start, data, weights, Index(), algorithm, control, trace)
     lanes = drive(lanes, model, data, weights, Index(), algorithm, control, 1)
-    return jax.tree.map(lambda a: a[0], _finish(lanes, model, data, weights, Index()))
+    return jax.tree.map(lambda a: a[0], _finish(lanes, model, data, weights, Index(), algorithm))
 
 
 def _run(trace_size: int, problem: Any, params: Any, algorithm: Algorithm, control: Control) -> Run:
@@ -80,6 +80,10 @@ def _run(trace_size: int, problem: Any, params: Any, algorithm: Algorithm, contr
 @_run_primal.defjvp
 def _run_jvp(primals, tangents):
     _, problem, _, algorithm, _ = primals
+    if algorithm.estimates:
+        raise UnsupportedError(
+            f"{type(algorithm).__name__} has no fixed point to differentiate through: go on from its params with EM()"
+        )
     _, problem_dot, *_ = tangents
     result = _run_primal(*primals)
 
@@ -125,7 +129,7 @@ def run_lanes(
     trace = jnp.full(trace_size, jnp.nan, _dtype(params))
     lanes = _start(model, params, data, weights, index, algorithm, control, trace)
     lanes = drive(lanes, model, data, weights, index, algorithm, control, slots)
-    return _finish(lanes, model, data, weights, index)
+    return _finish(lanes, model, data, weights, index, algorithm)
 
 
 def race_lanes(
@@ -167,7 +171,7 @@ def race_lanes(
     picked = Index(*(None if i is None else i[chosen] for i in (index.data, index.weights)))
     finalists = drive(finalists, model, data, weights, picked, algorithm, control, slots)
     lanes = put(lanes, chosen, finalists)
-    return _finish(lanes, model, data, weights, index)
+    return _finish(lanes, model, data, weights, index, algorithm)
 
 
 def rankable(objective: Float[Array, "*G S"], status: Int[Array, "*G S"]) -> Float[Array, "*G S"]:
@@ -217,8 +221,31 @@ def _start(model, params, data, weights, index: Index, algorithm, control, trace
     return jax.vmap(one)(lanes, params, status)
 
 
-def _finish(lanes: Lane, model, data, weights, index: Index) -> Run:
+def _evaluated(lanes: Lane, model, data, weights, index: Index) -> Lane:
+    """Lanes whose objectives were estimates, with those of their parameters: one full E-step each, one after the other."""
+
+    def one(lane):
+        own_model, own_data, own_weights = problem_of(model, data, weights, index, lane)
+        params = take(lanes.best, lane)
+        expected = own_model.e_step(params, own_data, own_weights)
+        objective = expected.log_likelihood + own_model.log_prior(params)
+        return objective.astype(lanes.objective.dtype), expected.log_likelihood.astype(lanes.objective.dtype)
+
+    objective, log_likelihood = jax.lax.map(one, jnp.arange(lanes.status.shape[0], dtype=jnp.int32))
+    usable = jnp.isin(lanes.status, jnp.array(USABLE))
+    status = jnp.where(usable & ~jnp.isfinite(objective), jnp.int32(Status.NON_FINITE), lanes.status)
+    return dataclasses.replace(
+        lanes,
+        objective=jnp.where(usable, objective, lanes.objective),
+        log_likelihood=jnp.where(usable, log_likelihood, lanes.log_likelihood),
+        status=jnp.where(usable & (objective == -jnp.inf), jnp.int32(Status.ZERO_LIKELIHOOD), status),
+    )
+
+
+def _finish(lanes: Lane, model, data, weights, index: Index, algorithm: Algorithm) -> Run:
     """The result of every lane; a usable one with a collapsed component is degenerate."""
+    if algorithm.estimates:
+        lanes = _evaluated(lanes, model, data, weights, index)
     axes = axes_of(index)
 
     def judge(params, lane):

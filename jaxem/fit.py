@@ -79,7 +79,8 @@ def fit(
     key: needed for random starts; there is no default. num_starts: how many. start: where they come from
     (`KMeansPlusPlus`, `RandomPoints`, `RandomResponsibilities`). params: one given start instead (a warm start); starts:
     several, with a leading axis. tol: the least gain per example worth another step (shorthand for
-    ``stopping=RelativeGain(tol)``, 1e-6 by default). max_steps, min_steps: bounds on the parameter updates.
+    ``stopping=RelativeGain(tol)``, 1e-6 by default; an algorithm with noisy objectives has a rule of its own).
+    max_steps, min_steps: bounds on the parameter updates.
     race: drop starts that are behind after a short run. trace_size: how many objectives to keep of every start.
     on_failure: "raise" unless the best start converged; "warn" or "ignore" whatever happens; by default raise when no
     start is usable, warn when the best one did not converge.
@@ -87,7 +88,7 @@ def fit(
     Raises ValueError for bad input, `FitError` as ``on_failure`` says; warns with `ConvergenceWarning`.
     """
     validate.check_model(model)
-    control = _control(tol, stopping, max_steps, min_steps)
+    control = _control(tol, stopping, algorithm, max_steps, min_steps)
     _check_on_failure(on_failure)
     data = validate.to_device(data, model.keeps_types)
     n = validate.check_data(model, data)
@@ -159,7 +160,7 @@ def fit_batch(
     usable, and warns when some are not.
     """
     validate.check_model(model)
-    control = _control(tol, stopping, max_steps, min_steps)
+    control = _control(tol, stopping, algorithm, max_steps, min_steps)
     _check_on_failure(on_failure)
     data = validate.to_device(data, model.keeps_types)
     n = validate.check_data(model, data, batch=1)
@@ -233,9 +234,13 @@ def _finite(leaf: Array) -> Array:
 # Shared by the doors.
 
 
-def _control(tol: float | None, stopping: Stopping | None, max_steps: Any, min_steps: Any) -> Control:
+def _control(
+    tol: float | None, stopping: Stopping | None, algorithm: Algorithm, max_steps: Any, min_steps: Any
+) -> Control:
     if tol is not None and stopping is not None:
         raise ValueError("give tol or stopping, not both: tol is shorthand for stopping=RelativeGain(tol)")
+    if stopping is None:
+        stopping = algorithm.stopping(tol)
     if stopping is None:
         stopping = RelativeGain(1e-6 if tol is None else tol)
     max_steps = validate.check_count("max_steps", max_steps, 1)

@@ -111,7 +111,8 @@ def advance(lane: Lane, model: Model, data: Any, weights: Any, algorithm: Algori
         (judged & asked & (stalls >= _STALLS), Status.STALLED),
         (lane.step >= control.max_steps, Status.MAX_STEPS),
     )
-    better = judged & finite & (first | (objective >= lane.highest - _KEEP_ROUNDINGS * rounding))
+    # Of estimates the highest is the luckiest, not the best: then later parameters always take the place.
+    better = judged & finite & (first | algorithm.estimates | (objective >= lane.highest - _KEEP_ROUNDINGS * rounding))
     stopped = status != Status.RUNNING
     current = jnp.where(judged, objective, lane.previous_objective)
     seen = jnp.where(current == -jnp.inf, jnp.nan, current)

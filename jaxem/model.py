@@ -209,6 +209,10 @@ class Model:
     #: False where the E-step only estimates the objective (importance sampling), which may then fall by its error.
     monotone: bool = True
 
+    #: False where the M-step holds only for statistics taken at the parameters before it, as that of a larger model
+    #: (PX-EM): statistics of different parameters, which stochastic EM averages, are then nothing to it.
+    averageable: bool = True
+
     @property
     def min_examples(self) -> int:
         """Fewer examples of positive weight than this cannot be fitted."""
@@ -479,6 +483,8 @@ class Family:
     filler: Any = 0.0
     #: True where `maximize` raises q without maximizing it (see `Model.generalized`).
     generalized: bool = False
+    #: False where statistics of different parameters cannot be averaged (see `Model.averageable`).
+    averageable: bool = True
     freezable: frozenset[str] = frozenset()
     freezable_by_component: frozenset[str] = frozenset()
     #: True when any of the K members may go unused (see `Model.sweepable`).
@@ -601,6 +607,13 @@ class Algorithm:
 
     #: True when the objective of successive parameters may only rise.
     monotone: bool = True
+    #: True when ``info.objective`` is an estimate. The driver then keeps the last finite parameters instead of the best,
+    #: and evaluates the objective of those it returns once more, with a full E-step.
+    estimates: bool = False
+
+    def stopping(self, tol: float | None) -> Any:
+        """Its own stopping rule, of this tolerance where one is given; None for `RelativeGain`."""
+        return None
 
     def init(self, model: Model, params: PyTree, data: PyTree, weights: Array | None) -> Any:
         """The state before the first step."""

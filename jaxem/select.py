@@ -121,7 +121,7 @@ def _one_program(models: list[Model]) -> bool:
 def _sweep(
     models, data, *, key, num_starts, weights, start, trace_size, tol, max_steps, min_steps, stopping, on_failure
 ):
-    control = _control(tol, stopping, max_steps, min_steps)
+    control = _control(tol, stopping, EM(), max_steps, min_steps)
     largest = max(models, key=lambda m: m.num_components)
     data = validate.to_device(data)
     n = validate.check_data(largest, data)

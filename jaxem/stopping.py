@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from jaxem.model import pytree, unsupported
+from jaxem.model import pytree, static, unsupported
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
@@ -120,6 +120,32 @@ class ParameterChange(Stopping):
 
         leaves = jax.tree.leaves(jax.tree.map(still, progress.params, memory))
         return progress.params, jnp.all(jnp.stack(leaves))
+
+
+@pytree
+class Plateau(Stopping):
+    """Stop when the mean objective of the last ``window`` steps is above that of the ``window`` before by at most tol.
+
+    tol is per example. The rule for objectives that are noisy, or estimates: it sees a trend where single gains are
+    chance, and needs twice ``window`` steps. Raises ValueError for a window below 1.
+    """
+
+    tol: float | jax.Array = 1e-5
+    window: int = static(default=5)
+
+    def __post_init__(self):
+        _check_tol(self.tol)
+        if not isinstance(self.window, int) or self.window < 1:
+            raise ValueError(f"window must be a whole number of steps, at least 1; got {self.window!r}")
+
+    def start(self, params, objective):
+        return jnp.full((2 * self.window,), jnp.nan, objective.dtype)
+
+    def check(self, memory, progress):
+        memory = jnp.concatenate([memory[1:], progress.objective[None]])
+        before, last = memory[: self.window], memory[self.window :]
+        # Of NaN, steps that were not made yet, nothing is less.
+        return memory, jnp.mean(last) - jnp.mean(before) <= self.tol * progress.weight
 
 
 @pytree

@@ -65,6 +65,10 @@ class WithNoise(Family):
         return self.family.filler
 
     @property
+    def averageable(self) -> bool:  # type: ignore[override]
+        return self.family.averageable
+
+    @property
     def generalized(self) -> bool:  # type: ignore[override]
         return self.family.generalized
 

@@ -72,6 +72,10 @@ class OfModel(Family):
     def generalized(self) -> bool:  # type: ignore[override]
         return self.model.generalized
 
+    @property
+    def averageable(self) -> bool:  # type: ignore[override]
+        return self.model.averageable
+
     starts_from_rows = True
 
     def augmented(self, statistics: Any) -> bool:

@@ -106,6 +106,10 @@ class StudentT(Family):
         return "covariance" in self._gaussian.freezable_by_component
 
     @property
+    def averageable(self) -> bool:  # type: ignore[override]
+        return not self.expanded
+
+    @property
     def _jumps(self) -> bool:
         """True where other degrees of freedom are looked at in every step."""
         return self.expanded and self.dof is None

@@ -124,6 +124,10 @@ class LinearGaussian(Model):
         if isinstance(share, (int, float)) and not 0 <= share < 1:
             raise ValueError(f"least_uniqueness is a share of the variance, from 0 up to below 1; got {share}")
 
+    @property
+    def averageable(self) -> bool:  # type: ignore[override]
+        return not self.expanded
+
     def pooled_noise(self, residual: Float[Array, " D"], count: Float[Array, " D"]) -> Float[Array, "..."]:
         """The noise variances of the standardized features from sums of squared residuals and their counts."""
         raise unsupported(self, "pooled_noise", "the M-step")

@@ -82,6 +82,10 @@ class LatentModel(Model):
         return self.latent.generalized or self.likelihood.generalized
 
     @property
+    def averageable(self) -> bool:  # type: ignore[override]
+        return self.likelihood.averageable
+
+    @property
     def reads(self) -> frozenset[str]:  # type: ignore[override]
         return self.latent.reads | self.likelihood.reads | {"x", "labels"}
 

@@ -46,6 +46,10 @@ class Wrapper(Model):
         return self.model.monotone
 
     @property
+    def averageable(self):  # type: ignore[override]
+        return self.model.averageable
+
+    @property
     def min_examples(self) -> int:
         return self.model.min_examples
 

@@ -1,0 +1,137 @@
+"""Stochastic EM: a pass over the data in mini-batches, with an M-step after each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxem.algorithms.updates import Incremental, Update, Visit
+from jaxem.blocks import long_sum
+from jaxem.lane import where
+from jaxem.model import Algorithm, EStep, Info, Model, UnsupportedError, float_type, num_examples, pytree, static
+from jaxem.stopping import Plateau
+from jaxem.validate import check_key
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Int
+
+
+@pytree
+class StochasticState:
+    """The current parameters, the update's memory, and the passes made."""
+
+    params: Any
+    memory: Any
+    sweep: Int[Array, ""]
+
+
+@pytree
+class StochasticEM(Algorithm):
+    """EM with an M-step after every mini-batch, from statistics that `Update` objects make of those of mini-batches.
+
+    One step of the driver is one pass over all the data. The examples are dealt at random, once, into mini-batches whose
+    sizes differ by one at most, and every pass takes these in a new random order. batch_size: examples in a mini-batch at
+    most; None is all of them. key: of the orders; a lane's own is not needed. update: `Online`, `Incremental` or
+    `VarianceReduced`.
+    The objective reported on the way is summed over a pass whose parameters move, so an estimate; that of the result is
+    exact. The stopping rule is the ordinary one where the update converges (Incremental, VarianceReduced), and
+    `Plateau` where it is noisy. Raises UnsupportedError for a model whose E-step is not a sum over examples, whose
+    M-step takes only statistics of one set of parameters (expanded=True), or whose data are compressed to their moments.
+    """
+
+    key: Array
+    batch_size: int | None = static(default=None)
+    update: Update = Incremental()
+
+    monotone = False
+
+    def __post_init__(self):
+        check_key(self.key, "StochasticEM")
+        if self.batch_size is not None and not (isinstance(self.batch_size, int) and self.batch_size >= 1):
+            raise ValueError(f"batch_size must be a whole number, at least 1, or None; got {self.batch_size!r}")
+        if not isinstance(self.update, Update):
+            raise ValueError(f"update is Online(), Incremental() or VarianceReduced(); got {self.update!r}")
+
+    @property
+    def estimates(self) -> bool:  # type: ignore[override]
+        return self.update.estimates and self.batch_size is not None
+
+    def stopping(self, tol: float | None) -> Plateau | None:
+        if not self.update.noisy:
+            return None
+        return Plateau() if tol is None else Plateau(tol)
+
+    def init(self, model: Model, params: Any, data: Any, weights: Any) -> StochasticState:
+        self._check(model, data)
+        rows, used = self._deal(num_examples(data))
+        block, own = _mini_batch(data, weights, rows[0], None if used is None else used[0])
+        stats = jax.eval_shape(lambda p: model.e_step(p, block, own).stats, params)
+        return StochasticState(params, self.update.start(stats, rows.shape[0]), jnp.int32(0))
+
+    def step(self, model: Model, state: StochasticState, data: Any, weights: Any) -> tuple[StochasticState, Info]:
+        rows, used = self._deal(num_examples(data))
+        num_blocks = rows.shape[0]
+        total = model.num_observations(data, weights)
+        order = jax.random.permutation(jax.random.fold_in(self._keys()[1], state.sweep), num_blocks)
+
+        def visit(carry: tuple[Any, Any], place: Array) -> tuple[tuple[Any, Any], tuple[Array, Array]]:
+            params, memory = carry
+            block = order[place]
+            expected = self._expect(model, params, data, weights, rows, used, block)
+            share = expected.weight * num_blocks / jnp.where(total > 0, total, 1)
+            seen = Visit(state.sweep, place, block, share, total, num_blocks)
+            memory, stats, moves = self.update.absorb(memory, expected.stats, seen)
+            params = where(moves, model.m_step(params, stats), params)
+            return (params, memory), (expected.log_likelihood, expected.weight)
+
+        carry = state.params, state.memory
+        (params, memory), (terms, parts) = jax.lax.scan(visit, carry, jnp.arange(num_blocks, dtype=jnp.int32))
+        log_likelihood, weight = long_sum(terms), long_sum(parts)
+        objective = log_likelihood + model.log_prior(state.params)
+        provisional = self.update.provisional(state.sweep)
+        return StochasticState(params, memory, state.sweep + 1), Info(objective, log_likelihood, weight, provisional)
+
+    def _expect(self, model, params, data, weights, rows, used, block) -> EStep:
+        if rows.shape[0] == 1:
+            return model.e_step(params, data, weights)
+        return model.e_step(params, *_mini_batch(data, weights, rows[block], None if used is None else used[block]))
+
+    def _check(self, model: Model, data: Any) -> None:
+        name = type(model).__name__
+        if not model.averageable:
+            raise UnsupportedError(
+                f"the M-step of {name} is that of a larger model, and takes no average of statistics: set expanded=False"
+            )
+        if self.batch_size is None:
+            return
+        model.check_divisible(data)
+        if num_examples(data) == 1:
+            raise UnsupportedError(
+                f"{name} compresses these data to their moments, one example: a step of EM() costs no more than a "
+                "mini-batch would"
+            )
+
+    def _keys(self) -> Array:
+        return jax.random.split(self.key)
+
+    def _deal(self, n: int) -> tuple[Int[Array, "B S"], Bool[Array, "B S"] | None]:
+        """The examples of each mini-batch, and which of them are its own: the last of some repeats another's."""
+        num_blocks = 1 if self.batch_size is None else -(-n // self.batch_size)
+        if num_blocks == 1:
+            return jnp.arange(n)[None], None
+        size = -(-n // num_blocks)
+        over = num_blocks * size - n
+        dealt = jax.random.permutation(self._keys()[0], n)
+        rows = jnp.concatenate([dealt, dealt[:over]]).reshape(size, num_blocks).T
+        used = (jnp.arange(num_blocks * size) < n).reshape(size, num_blocks).T
+        return rows, used if over else None
+
+
+def _mini_batch(data: Any, weights: Any, rows: Array, used: Array | None) -> tuple[Any, Any]:
+    """Some examples and their weights; None where all are 1."""
+    block, own = jax.tree.map(lambda a: a[rows], (data, weights))
+    if used is None:
+        return block, own
+    return block, jnp.where(used, jnp.ones(rows.shape, float_type(data)) if own is None else own, 0)
