@@ -1,7 +1,20 @@
 """jaxem: Expectation-Maximization on accelerators."""
 
 from jaxem import bijections, datasets, latents, rotation, sequences, stopping, testing
-from jaxem.algorithms import EM, Anderson, Incremental, Online, Squarem, StochasticEM, VarianceReduced
+from jaxem.algorithms import (
+    EM,
+    SAEM,
+    Anderson,
+    Annealing,
+    Averaging,
+    Cooling,
+    Incremental,
+    MonteCarloEM,
+    Online,
+    Squarem,
+    StochasticEM,
+    VarianceReduced,
+)
 from jaxem.ascent import Newton
 from jaxem.driver import Run, race_lanes, run, run_lanes
 from jaxem.duplicates import collapse_duplicates
@@ -129,10 +142,13 @@ __all__ = [
     "EM",
     "HMM",
     "PPCA",
+    "SAEM",
     "AbsoluteGain",
     "Aitken",
     "Algorithm",
     "Anderson",
+    "Annealing",
+    "Averaging",
     "BatchResult",
     "Bernoulli",
     "BernoulliParams",
@@ -149,6 +165,7 @@ __all__ = [
     "Control",
     "ConvergenceRate",
     "ConvergenceWarning",
+    "Cooling",
     "CrossValidation",
     "Data",
     "Diagnosis",
@@ -209,6 +226,7 @@ __all__ = [
     "MixtureOfExperts",
     "Model",
     "MonteCarlo",
+    "MonteCarloEM",
     "Multinomial",
     "MultinomialParams",
     "MultinomialRegression",

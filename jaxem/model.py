@@ -234,6 +234,14 @@ class Model:
         """
         raise unsupported(self, "m_step", "EM")
 
+    def redraw(self, key: Array) -> Model:
+        """The model with other random numbers in place of those that its E-step holds, if it holds any."""
+        return self
+
+    def tempered(self, temperature: Float[Array, ""] | float) -> Model:
+        """The model with its posterior at a temperature, ``q(z) ∝ p(x, z)^(1/T)``, and the free energy of that."""
+        raise unsupported(self, "tempered", "Annealing")
+
     def shared_m_step(
         self, params: PyTree, stats: PyTree, shared: tuple[str, ...], frozen: FrozenLeaves | None = None
     ) -> PyTree:
@@ -422,6 +430,20 @@ class Latent:
         """Posterior marginals, own statistics and log-normalizer, given the log-likelihood of each value of z."""
         raise unsupported(self, "infer", "the E-step")
 
+    def infer_tempered(
+        self, params: PyTree, potentials: Array, data: Data, weights: Array | None, inverse_temperature: Array | float
+    ) -> Inference:
+        """`infer` in the distribution ∝ p(x, z)^β, β the inverse temperature: marginals, stats and log Σ_z p(x, z)^β."""
+        raise unsupported(self, "infer_tempered", "Annealed")
+
+    def draw(self, key: Array, params: PyTree, potentials: Array, data: Data) -> Array:
+        """A draw of z given the potentials, shaped like `mode`; of an `independent` latent `infer` says enough."""
+        raise unsupported(self, "draw", "Sampled")
+
+    def redraw(self, key: Array) -> Latent:
+        """The latent with other random numbers in place of those that it holds, if it holds any."""
+        return self
+
     def accumulate(self, marginals: Array, data: Data, params: PyTree | None = None) -> PyTree:
         """The latent's statistics for given (weighted) marginals: what a start from responsibilities needs.
 
@@ -497,6 +519,10 @@ class Family:
     def start(self, key: Array, data: Data, marginals: Float[Array, "N K"]) -> PyTree:
         """Starting parameters from weighted responsibilities, of a family that `starts_from_rows`."""
         raise unsupported(self, "start", "a random start")
+
+    def redraw(self, key: Array) -> Family:
+        """The family with other random numbers in place of those that it holds, if it holds any."""
+        return self
 
     def calibrate(self, data: Data, weights: Array | None) -> Family:
         """The family with its centre and scale taken from the data (see `Model.calibrate`)."""

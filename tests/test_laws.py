@@ -213,6 +213,7 @@ MODELS = {
         jaxem.LatentModel(jaxem.Hard(jaxem.latents.MarkovChain(2)), jaxem.Poisson()),
         COUNT_SEQUENCES,
     ),
+    "annealed mixture": (_mixture("poisson").tempered(1.7), COUNTS),
     "mixture of hidden Markov models": (jaxem.Mixture(jaxem.HMM(jaxem.Gaussian(), 2), 2), SEQUENCES),
     "hidden Markov model of mixtures": (jaxem.HMM(jaxem.Mixture(jaxem.Gaussian(), 2), 2), SEQUENCES),
 }
@@ -224,6 +225,10 @@ _CHAIN = {"bound": "the states of a sequence depend on each other: no q as [N, K
 _HARD = {
     "bound": "its q is the mode, not the posterior",
     "sample": "the scores of a classification likelihood do not average to 0 at the truth",
+}
+_ANNEALED = {
+    "bound": "its q is tempered, not the posterior",
+    "sample": "the scores of a free energy do not average to 0 at the truth",
 }
 _EXPANDED = _GAUSSIAN_LATENT | _LARGER_MODEL
 _NOISE = {"sample": "the density of noise reaches beyond the box that its draws come from"}
@@ -249,6 +254,7 @@ LEFT_OUT = {
     "frozen transitions": _CHAIN,
     "hard mixture": _HARD,
     "hard hidden Markov model": _HARD,
+    "annealed mixture": _ANNEALED,
     "hidden Markov model of mixtures": _CHAIN,
 }
 

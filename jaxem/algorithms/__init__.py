@@ -1,17 +1,24 @@
 """Algorithms: how the iterates move."""
 
 from jaxem.algorithms.anderson import Anderson, AndersonState
+from jaxem.algorithms.annealing import Annealing, Cooling
 from jaxem.algorithms.em import EM, EMState
+from jaxem.algorithms.monte_carlo import SAEM, MonteCarloEM
 from jaxem.algorithms.squarem import Squarem, SquaremState
 from jaxem.algorithms.stochastic import StochasticEM
-from jaxem.algorithms.updates import Incremental, Online, Update, VarianceReduced
+from jaxem.algorithms.updates import Averaging, Incremental, Online, Update, VarianceReduced
 
 __all__ = [
     "EM",
+    "SAEM",
     "Anderson",
     "AndersonState",
+    "Annealing",
+    "Averaging",
+    "Cooling",
     "EMState",
     "Incremental",
+    "MonteCarloEM",
     "Online",
     "Squarem",
     "SquaremState",

@@ -61,7 +61,8 @@ class StochasticEM(Algorithm):
     def stopping(self, tol: float | None) -> Plateau | None:
         if not self.update.noisy:
             return None
-        return Plateau() if tol is None else Plateau(tol)
+        window = self.update.window
+        return Plateau(window=window) if tol is None else Plateau(tol, window)
 
     def init(self, model: Model, params: Any, data: Any, weights: Any) -> StochasticState:
         self._check(model, data)
@@ -74,12 +75,14 @@ class StochasticEM(Algorithm):
         rows, used = self._deal(num_examples(data))
         num_blocks = rows.shape[0]
         total = model.num_observations(data, weights)
-        order = jax.random.permutation(jax.random.fold_in(self._keys()[1], state.sweep), num_blocks)
+        order_key, draw_key = jax.random.split(jax.random.fold_in(self._keys()[1], state.sweep))
+        order = jax.random.permutation(order_key, num_blocks)
 
         def visit(carry: tuple[Any, Any], place: Array) -> tuple[tuple[Any, Any], tuple[Array, Array]]:
             params, memory = carry
             block = order[place]
-            expected = self._expect(model, params, data, weights, rows, used, block)
+            drawn = model.redraw(jax.random.fold_in(draw_key, place))
+            expected = self._expect(drawn, params, data, weights, rows, used, block)
             share = expected.weight * num_blocks / jnp.where(total > 0, total, 1)
             seen = Visit(state.sweep, place, block, share, total, num_blocks)
             memory, stats, moves = self.update.absorb(memory, expected.stats, seen)
@@ -90,7 +93,7 @@ class StochasticEM(Algorithm):
         (params, memory), (terms, parts) = jax.lax.scan(visit, carry, jnp.arange(num_blocks, dtype=jnp.int32))
         log_likelihood, weight = long_sum(terms), long_sum(parts)
         objective = log_likelihood + model.log_prior(state.params)
-        provisional = self.update.provisional(state.sweep)
+        provisional = self.update.provisional(state.sweep, num_blocks)
         return StochasticState(params, memory, state.sweep + 1), Info(objective, log_likelihood, weight, provisional)
 
     def _expect(self, model, params, data, weights, rows, used, block) -> EStep:

@@ -42,6 +42,8 @@ class Update:
     estimates: bool = True
     #: True where what is followed is noise, in which single gains say nothing.
     noisy: bool = True
+    #: Passes whose mean objective `Plateau` compares, where it is noisy.
+    window: int = 5
 
     def start(self, stats: Any, num_blocks: int) -> Any:
         """The memory before the first pass; ``stats`` has the shapes of the statistics."""
@@ -51,7 +53,7 @@ class Update:
         """The next memory, statistics of all the data, and True where the M-step is to be made of them."""
         raise unsupported(self, "absorb", "StochasticEM")
 
-    def provisional(self, sweep: Int[Array, ""]) -> Bool[Array, ""] | bool:
+    def provisional(self, sweep: Int[Array, ""], num_blocks: int) -> Bool[Array, ""] | bool:
         """True of a pass whose objective is not to be judged (see `jaxem.Info`)."""
         return False
 
@@ -108,11 +110,14 @@ class Online(Update):
 class Averaging(Update):
     """SAEM: the mean of the statistics since a burn-in, ``s ← s + γ_t (s_t − s)``; γ_t is 1 first, then 1/(t − burn_in).
 
-    Delyon, Lavielle & Moulines 1999 (Ann. Statist. 27). t counts mini-batches. burn_in: mini-batches that only the one
-    after them remembers; the estimates then wander about the optimum, and from there on average out.
+    Delyon, Lavielle & Moulines 1999 (Ann. Statist. 27). t counts mini-batches. burn_in: mini-batches of which none is
+    remembered; the parameters come to wander about the optimum, are not judged yet, and average out after. Raises
+    ValueError for a negative one.
     """
 
     burn_in: int | jax.Array = 50
+
+    window = 20
 
     def __post_init__(self):
         if isinstance(self.burn_in, (int, float)) and not 0 <= self.burn_in < float("inf"):
@@ -125,6 +130,9 @@ class Averaging(Update):
         since = (memory.visits + 1 - self.burn_in).astype(visit.share.dtype)
         rate = jnp.minimum(visit.share / jnp.maximum(since, 1), 1)
         return _averaged(memory, stats, visit, rate)
+
+    def provisional(self, sweep: Int[Array, ""], num_blocks: int) -> Bool[Array, ""] | bool:
+        return sweep * num_blocks < self.burn_in
 
 
 def _averaged(memory: RunningMean, stats: Any, visit: Visit, rate: Array) -> tuple[RunningMean, Any, Bool[Array, ""]]:
@@ -208,7 +216,7 @@ class VarianceReduced(Update):
         return Anchored(Incremental().start(stats, num_blocks), _zeros(stats))
 
     def absorb(self, memory: Anchored, stats: Any, visit: Visit) -> tuple[Anchored, Any, Bool[Array, ""]]:
-        full = ~self.provisional(visit.sweep)
+        full = ~self.provisional(visit.sweep, visit.num_blocks)
         rate = visit.num_blocks ** (-2 / 3) if self.step_size is None else self.step_size
         anchored = jax.tree.map(lambda new, table: jnp.where(full, new, table[visit.block]), stats, memory.sums.tables)
         sums = _replaced(memory.sums, anchored, visit)
@@ -221,5 +229,5 @@ class VarianceReduced(Update):
         current = jax.tree.map(follow, memory.current, stats, sums.tables, sums.total, sums.error)
         return Anchored(sums, current), current, ~full | visit.last
 
-    def provisional(self, sweep: Int[Array, ""]) -> Bool[Array, ""]:
+    def provisional(self, sweep: Int[Array, ""], num_blocks: int) -> Bool[Array, ""]:
         return sweep % 2 == 1

@@ -84,6 +84,9 @@ class OfModel(Family):
     def calibrate(self, data: Data, weights: Array | None) -> OfModel:
         return OfModel(self.model.calibrate(data, weights), self.shared)
 
+    def redraw(self, key: Array) -> OfModel:
+        return OfModel(self.model.redraw(key), self.shared)
+
     def specialize(self, data: Data) -> OfModel:
         return OfModel(self.model.specialize(data), self.shared)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import jax
 import jax.numpy as jnp
 
 from jaxem.blocks import long_sum
@@ -45,11 +46,34 @@ def step_weights(data: Data, weights: Array | None, potentials: Array) -> Array 
     return each if inside is None else jnp.where(inside, each, 0)
 
 
+def times_weights(shares: Array, weights: Array | None) -> Array:
+    """Shares of every example, [N, K] or [B, T, K], times its weight."""
+    return shares if weights is None else shares * weights.reshape(weights.shape + (1,) * (shares.ndim - weights.ndim))
+
+
 def first(marginals: Array, data: Data) -> Array:
     """The marginals of the first steps, summed; beyond the end of a sequence they are 0."""
     if data.starts is None:
         return jnp.sum(marginals[:, 0], axis=0)
     return jnp.sum(jnp.where(data.starts[:, None], marginals, 0), axis=0)
+
+
+def tempered(probabilities: Array, power: Array | float) -> tuple[Array, Array]:
+    """p^power normalized along the last axis, and the logarithm of what it is divided by. What is 0 stays 0."""
+    possible = probabilities > 0
+    logs = power * jnp.log(jnp.where(possible, probabilities, 1))
+    total = jax.nn.logsumexp(logs, axis=-1, where=possible)
+    return jnp.where(possible, jnp.exp(jnp.where(possible, logs - total[..., None], 0)), 0), total
+
+
+def owed(begins: Array, leaves: Array, data: Data, potentials: Array) -> Array:
+    """What potentials get for normalized messages: at the first step of a sequence, and wherever a state is left.
+
+    begins: a number. leaves: [K], or one for every step, shaped like the potentials.
+    """
+    first = (jnp.arange(potentials.shape[1]) == 0)[None] if data.starts is None else data.starts
+    at_first = jnp.where(first, begins, 0)[..., None]
+    return at_first + jnp.where(followed(data, potentials)[..., None], leaves, 0)
 
 
 def per_example(terms: Array, data: Data) -> Array:

@@ -53,6 +53,13 @@ class Categorical(Latent):
         marginals, evidence = posterior_and_evidence(potentials, log_or_infinity(params.weights)[None], weights)
         return Inference(marginals, self.accumulate(marginals, data), evidence)
 
+    def infer_tempered(
+        self, params: CategoricalParams, potentials: Float[Array, "N K"], data: Data, weights, inverse_temperature
+    ) -> Inference:
+        log_prior = inverse_temperature * jnp.log(params.weights)[None]
+        marginals, evidence = posterior_and_evidence(inverse_temperature * potentials, log_prior, weights)
+        return Inference(marginals, self.accumulate(marginals, data), evidence)
+
     def accumulate(self, marginals: Float[Array, "N K"], data: Data, params: Any = None) -> Float[Array, " K"]:
         # A reduction, not a product with ones: XLA sums it pairwise, where a product would lose counts.
         return jnp.sum(marginals, axis=tuple(range(marginals.ndim - 1)))

@@ -79,6 +79,13 @@ class Gated(Latent):
         marginals, evidence = posterior_and_evidence(potentials, log_prior, weights)
         return Inference(marginals, self.accumulate(marginals, data, params), evidence)
 
+    def infer_tempered(
+        self, params: GatedParams, potentials: Float[Array, "N K"], data: Data, weights, inverse_temperature
+    ) -> Inference:
+        log_prior = inverse_temperature * self.log_probabilities(params, data, potentials.dtype)
+        marginals, evidence = posterior_and_evidence(inverse_temperature * potentials, log_prior, weights)
+        return Inference(marginals, self.accumulate(marginals, data, params), evidence)
+
     def log_probabilities(self, params: GatedParams, data: Data, dtype: Any) -> Float[Array, "N K"]:
         """log p(z_n = k | inputs_n) of every example."""
         columns = self._design().columns(data.inputs, dtype)

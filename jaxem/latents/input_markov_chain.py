@@ -14,7 +14,7 @@ from jaxem.families.base import hold, keep, occupied
 from jaxem.latents import axes
 from jaxem.latents.categorical import Categorical, CategoricalParams, expected_log
 from jaxem.linalg import dot
-from jaxem.messages import Smoothed, forward_backward, viterbi
+from jaxem.messages import Smoothed, forward_backward, sample_backwards, viterbi
 from jaxem.model import Data, Inference, Latent, pytree, static
 from jaxem.newton import (
     Quadratic,
@@ -85,8 +85,24 @@ class InputMarkovChain(Latent):
     # Inference.
 
     def infer(self, params: InputMarkovChainParams, potentials: Array, data: Data, weights: Array | None) -> Inference:
+        transition = self.transition(params, data)
+        return self._infer(params, params.initial, transition, potentials, data, weights)
+
+    def infer_tempered(
+        self, params: InputMarkovChainParams, potentials: Array, data: Data, weights: Array | None, inverse_temperature
+    ) -> Inference:
+        """As of a `MarkovChain`; the statistics expand about ``params``, not about what the messages use."""
+        initial, begins = axes.tempered(params.initial, inverse_temperature)
+        transition, into = axes.tempered(self.transition(params, data), inverse_temperature)
+        leaves = axes.as_given(_out_of_steps(into), data)
+        potentials = inverse_temperature * potentials + axes.owed(begins, leaves, data, potentials)
+        return self._infer(params, initial, transition, potentials, data, weights)
+
+    def _infer(
+        self, params: InputMarkovChainParams, initial: Array, transition: Array, potentials, data: Data, weights
+    ) -> Inference:
         each = axes.step_weights(data, weights, potentials)
-        smoothed, transition = self._smooth(params, potentials, data)
+        smoothed = self._smooth(initial, transition, potentials, data)
         pairs = self._pairs(smoothed, transition, potentials, data)
         if each is not None:
             pairs = pairs * axes.as_chains(each, data)[:, :-1, None, None]
@@ -104,8 +120,18 @@ class InputMarkovChain(Latent):
         self, params: InputMarkovChainParams, potentials: Array, data: Data
     ) -> Float[Array, "B T-1 K K"]:
         """p(z_t = i, z_{t+1} = j | x) of every step and its next; 0 where a sequence has none."""
-        smoothed, transition = self._smooth(params, potentials, data)
+        transition = self.transition(params, data)
+        smoothed = self._smooth(params.initial, transition, potentials, data)
         return axes.as_given(self._pairs(smoothed, transition, potentials, data), data)
+
+    def draw(self, key: jax.Array, params: InputMarkovChainParams, potentials: Array, data: Data) -> Int[Array, "B T"]:
+        """A path, sampled backwards from the filtered states; −1 beyond the end of a sequence."""
+        transition = self.transition(params, data)
+        filtered = self._smooth(params.initial, transition, potentials, data).filtered
+        followed = axes.as_chains(axes.followed(data, potentials), data)
+        path = axes.as_given(sample_backwards(key, filtered, _out_of_steps(transition), followed), data)
+        inside = axes.within(data, potentials)
+        return path if inside is None else jnp.where(inside, path, -1)
 
     def accumulate(
         self, marginals: Array, data: Data, params: InputMarkovChainParams | None = None
@@ -139,11 +165,10 @@ class InputMarkovChain(Latent):
         terms = begins + jnp.concatenate([jnp.zeros_like(moves[:, :1]), moves], axis=1)
         return axes.per_example(axes.as_given(terms, data), data)
 
-    def _smooth(self, params: InputMarkovChainParams, potentials: Array, data: Data) -> tuple[Smoothed, Array]:
+    def _smooth(self, initial: Array, transition: Array, potentials: Array, data: Data) -> Smoothed:
         starts = None if data.starts is None else data.starts[None]
-        transition = self.transition(params, data)
         chains = axes.as_chains(potentials, data)
-        return forward_backward(params.initial, _out_of_steps(transition), chains, starts, keep=True), transition
+        return forward_backward(initial, _out_of_steps(transition), chains, starts, keep=True)
 
     def _pairs(self, smoothed: Smoothed, transition: Array, potentials: Array, data: Data) -> Array:
         share = jnp.where(axes.as_chains(axes.followed(data, potentials), data), smoothed.factor, 0)[:, :-1, None, None]

@@ -11,7 +11,7 @@ import numpy as np
 from jaxem.families.base import divide, hold, keep, occupied, weighted_sums
 from jaxem.latents import axes
 from jaxem.latents.categorical import Categorical, CategoricalParams, expected_log
-from jaxem.messages import Smoothed, forward_backward, viterbi
+from jaxem.messages import Smoothed, forward_backward, sample_backwards, viterbi
 from jaxem.model import Data, Inference, Latent, pytree, static
 
 if TYPE_CHECKING:
@@ -92,6 +92,23 @@ class MarkovChain(Latent):
         # Σ p(z_t = i, z_{t+1} = j | x): no array of pairs.
         stats = MarkovChainParams(axes.first(marginals, data), params.transition * smoothed.pairs)
         return Inference(marginals, stats, axes.per_example(axes.as_given(smoothed.evidence, data), data))
+
+    def infer_tempered(
+        self, params: MarkovChainParams, potentials: Array, data: Data, weights: Array | None, inverse_temperature
+    ) -> Inference:
+        """By a chain of proper probabilities, with what they are short of in the potentials: padding stays harmless."""
+        initial, begins = axes.tempered(params.initial, inverse_temperature)
+        transition, leaves = axes.tempered(params.transition, inverse_temperature)
+        potentials = inverse_temperature * potentials + axes.owed(begins, leaves, data, potentials)
+        return self.infer(MarkovChainParams(initial, transition), potentials, data, weights)
+
+    def draw(self, key: jax.Array, params: MarkovChainParams, potentials: Array, data: Data) -> Int[Array, "B T"]:
+        """A path, sampled backwards from the filtered states; −1 beyond the end of a sequence."""
+        filtered = axes.as_chains(self.filtered(params, potentials, data), data)
+        followed = axes.as_chains(axes.followed(data, potentials), data)
+        path = axes.as_given(sample_backwards(key, filtered, params.transition, followed), data)
+        inside = axes.within(data, potentials)
+        return path if inside is None else jnp.where(inside, path, -1)
 
     def _smooth(self, params: MarkovChainParams, potentials: Array, data: Data, **options: Any) -> Smoothed:
         starts = None if data.starts is None else data.starts[None]

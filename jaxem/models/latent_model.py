@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxem import layout
 from jaxem.blocks import LONG, LONG_BLOCK, block_size_near, long_sum, sum_over_blocks
 from jaxem.initialize import KMeansPlusPlus, Start
+from jaxem.latents.annealed import Annealed
 from jaxem.model import (
     Data,
     Diagnosis,
@@ -107,6 +108,13 @@ class LatentModel(Model):
 
     def with_components(self, num_components: int) -> LatentModel:
         return LatentModel(self.latent.with_components(num_components), self.likelihood)
+
+    def redraw(self, key: Array) -> LatentModel:
+        latent_key, likelihood_key = jax.random.split(key)
+        return LatentModel(self.latent.redraw(latent_key), self.likelihood.redraw(likelihood_key))
+
+    def tempered(self, temperature: Float[Array, ""] | float) -> LatentModel:
+        return LatentModel(Annealed(self.latent, temperature), self.likelihood)
 
     # The data's road: raw → calibrate (once, the whole) → prepare (once, or once a chunk) → e_step.
 

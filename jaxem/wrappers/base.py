@@ -63,6 +63,12 @@ class Wrapper(Model):
     def m_step(self, params, stats, frozen=None) -> Any:
         return self.model.m_step(params, stats, frozen) if frozen else self.model.m_step(params, stats)
 
+    def redraw(self, key) -> Model:
+        return dataclasses.replace(self, model=self.model.redraw(key))  # type: ignore[type-var]
+
+    def tempered(self, temperature) -> Model:
+        return dataclasses.replace(self, model=self.model.tempered(temperature))  # type: ignore[type-var]
+
     def specialize(self, data) -> Model:
         return dataclasses.replace(self, model=self.model.specialize(data))  # type: ignore[type-var]
 
