@@ -10,6 +10,7 @@ from jaxem.algorithms import (
     Cooling,
     Incremental,
     MonteCarloEM,
+    MulticycleECM,
     Online,
     Squarem,
     StochasticEM,
@@ -134,11 +135,12 @@ from jaxem.spaces import (
 )
 from jaxem.status import Status
 from jaxem.stopping import AbsoluteGain, Aitken, Never, ParameterChange, Plateau, RelativeGain, Stopping
-from jaxem.wrappers import Chunked, Frozen, GradientM, WithPrior
+from jaxem.wrappers import ECM, Chunked, Frozen, GradientM, WithPrior
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ECM",
     "EM",
     "HMM",
     "PPCA",
@@ -227,6 +229,7 @@ __all__ = [
     "Model",
     "MonteCarlo",
     "MonteCarloEM",
+    "MulticycleECM",
     "Multinomial",
     "MultinomialParams",
     "MultinomialRegression",

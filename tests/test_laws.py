@@ -213,6 +213,7 @@ MODELS = {
         jaxem.LatentModel(jaxem.Hard(jaxem.latents.MarkovChain(2)), jaxem.Poisson()),
         COUNT_SEQUENCES,
     ),
+    "conditional maximizations": (jaxem.ECM(_mixture("gaussian diagonal"), [["covariance"], ["mean"]]), POINTS),
     "annealed mixture": (_mixture("poisson").tempered(1.7), COUNTS),
     "mixture of hidden Markov models": (jaxem.Mixture(jaxem.HMM(jaxem.Gaussian(), 2), 2), SEQUENCES),
     "hidden Markov model of mixtures": (jaxem.HMM(jaxem.Mixture(jaxem.Gaussian(), 2), 2), SEQUENCES),

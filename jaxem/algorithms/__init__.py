@@ -4,6 +4,7 @@ from jaxem.algorithms.anderson import Anderson, AndersonState
 from jaxem.algorithms.annealing import Annealing, Cooling
 from jaxem.algorithms.em import EM, EMState
 from jaxem.algorithms.monte_carlo import SAEM, MonteCarloEM
+from jaxem.algorithms.multicycle import MulticycleECM
 from jaxem.algorithms.squarem import Squarem, SquaremState
 from jaxem.algorithms.stochastic import StochasticEM
 from jaxem.algorithms.updates import Averaging, Incremental, Online, Update, VarianceReduced
@@ -19,6 +20,7 @@ __all__ = [
     "EMState",
     "Incremental",
     "MonteCarloEM",
+    "MulticycleECM",
     "Online",
     "Squarem",
     "SquaremState",

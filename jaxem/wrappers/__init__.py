@@ -1,8 +1,9 @@
 """Wrappers of a model: how its expectation or its maximization is computed."""
 
 from jaxem.wrappers.chunked import Chunked
+from jaxem.wrappers.ecm import ECM
 from jaxem.wrappers.frozen import Frozen
 from jaxem.wrappers.gradient_m import GradientM
 from jaxem.wrappers.prior import WithPrior
 
-__all__ = ["Chunked", "Frozen", "GradientM", "WithPrior"]
+__all__ = ["ECM", "Chunked", "Frozen", "GradientM", "WithPrior"]
