@@ -139,6 +139,24 @@ def test_samples_grow(float64, best):
         np.testing.assert_allclose(parts, np.round(parts), atol=1e-8)
 
 
+def test_draws_of_a_log_joint(float64):
+    """A user's model draws by itself, and its statistics are no sums: one E-step a step, or a refusal."""
+
+    def log_joint(params, x, z):
+        return -0.5 * jnp.sum((x - params["mean"] - z) ** 2) - 0.5 * jnp.sum(z**2)
+
+    model = jaxem.LogJoint(log_joint, jaxem.GaussianLatent(2, method=jaxem.MonteCarlo(32, KEY)))
+    x, params = jnp.asarray(COUNTS[:20]), {"mean": jnp.zeros(2)}
+    with pytest.raises(jaxem.UnsupportedError, match="growth=None"):
+        jaxem.fit(model, x, params=params, algorithm=MonteCarloEM(KEY))
+    with pytest.raises(jaxem.UnsupportedError, match="no sums"):
+        jaxem.fit(model, x, params=params, algorithm=SAEM(KEY))
+    fitted = jaxem.fit(
+        model, x, params=params, algorithm=MonteCarloEM(KEY, growth=None), tol=1e-2, max_steps=60, on_failure="ignore"
+    )
+    np.testing.assert_allclose(fitted.params["mean"], np.mean(x, axis=0), atol=0.2)
+
+
 def test_redraw():
     wrapped = jaxem.Chunked(jaxem.WithPrior(MODEL, 1.0), 40)
     redrawn = wrapped.redraw(jax.random.key(0))

@@ -107,6 +107,8 @@ class StochasticEM(Algorithm):
             raise UnsupportedError(
                 f"the M-step of {name} is that of a larger model, and takes no average of statistics: set expanded=False"
             )
+        if not model.additive:
+            raise UnsupportedError(f"the statistics of {name} are no sums over examples, which StochasticEM follows")
         if self.batch_size is None:
             return
         model.check_divisible(data)
