@@ -8,6 +8,7 @@ from jaxem.algorithms import (
     Annealing,
     Averaging,
     Cooling,
+    GradientEM,
     Incremental,
     MonteCarloEM,
     MulticycleECM,
@@ -134,7 +135,7 @@ from jaxem.spaces import (
     Sampled,
 )
 from jaxem.status import Status
-from jaxem.stopping import AbsoluteGain, Aitken, Never, ParameterChange, Plateau, RelativeGain, Stopping
+from jaxem.stopping import AbsoluteGain, Aitken, Never, ParameterChange, Plateau, RelativeGain, Settled, Stopping
 from jaxem.wrappers import ECM, Chunked, Frozen, GradientM, WithPrior
 
 __version__ = "0.1.0"
@@ -197,6 +198,7 @@ __all__ = [
     "GaussianParams",
     "Geometric",
     "GeometricParams",
+    "GradientEM",
     "GradientM",
     "Hard",
     "Imputation",
@@ -255,6 +257,7 @@ __all__ = [
     "Sampled",
     "Segments",
     "Selection",
+    "Settled",
     "Spherical",
     "Squarem",
     "StandardErrors",

@@ -47,6 +47,11 @@ def _check_tol(tol: Any) -> None:
         raise ValueError(f"tol must be a finite number, at least 0; got {tol}")
 
 
+def _check_window(window: Any, least: int) -> None:
+    if not isinstance(window, int) or window < least:
+        raise ValueError(f"window must be a whole number of steps, at least {least}; got {window!r}")
+
+
 @pytree
 class RelativeGain(Stopping):
     """Stop when a step gains no more than ``tol`` per example: |L_t − L_(t−1)| ≤ tol · Σ_n w_n."""
@@ -135,8 +140,7 @@ class Plateau(Stopping):
 
     def __post_init__(self):
         _check_tol(self.tol)
-        if not isinstance(self.window, int) or self.window < 1:
-            raise ValueError(f"window must be a whole number of steps, at least 1; got {self.window!r}")
+        _check_window(self.window, 1)
 
     def start(self, params, objective):
         return jnp.full((2 * self.window,), jnp.nan, objective.dtype)
@@ -146,6 +150,29 @@ class Plateau(Stopping):
         before, last = memory[: self.window], memory[self.window :]
         # Of NaN, steps that were not made yet, nothing is less.
         return memory, jnp.mean(last) - jnp.mean(before) <= self.tol * progress.weight
+
+
+@pytree
+class Settled(Stopping):
+    """Stop when the objectives of the last ``window`` steps lie within ``tol`` per example of each other.
+
+    The rule for methods that overshoot: where their objective turns, single gains are small too. Raises ValueError for a
+    window below 2.
+    """
+
+    tol: float | jax.Array = 1e-6
+    window: int = static(default=10)
+
+    def __post_init__(self):
+        _check_tol(self.tol)
+        _check_window(self.window, 2)
+
+    def start(self, params, objective):
+        return jnp.full((self.window,), jnp.nan, objective.dtype)
+
+    def check(self, memory, progress):
+        memory = jnp.concatenate([memory[1:], progress.objective[None]])
+        return memory, jnp.max(memory) - jnp.min(memory) <= self.tol * progress.weight
 
 
 @pytree

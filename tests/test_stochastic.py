@@ -11,7 +11,7 @@ from conftest import x64
 import jaxem
 from jaxem import Incremental, Online, StochasticEM, VarianceReduced
 from jaxem.status import Status
-from jaxem.stopping import Never, Plateau, Progress, RelativeGain
+from jaxem.stopping import Never, Plateau, Progress, RelativeGain, Settled
 from jaxem.testing import _Counter, _Traced
 
 _RNG = np.random.default_rng(0)
@@ -183,6 +183,7 @@ class TestRefused:
             (lambda: Online(offset=-1.0), "offset"),
             (lambda: VarianceReduced(0.0), "step_size"),
             (lambda: Plateau(window=0), "window"),
+            (lambda: Settled(window=1), "window"),
         ],
     )
     def test_argument(self, make, match):
@@ -203,3 +204,14 @@ def test_plateau():
     assert met == expected
     assert any(met)
     assert not all(met[3:])
+
+
+def test_settled():
+    """Not where an objective turns, but where three in a row lie within a tenth of ten examples."""
+    objectives = [-9.0, -5.0, -3.0, -3.0, -5.0, -3.5, -3.0, -2.5, -3.0, -2.0]
+    rule = Settled(0.1, window=3)
+    memory, met = rule.start(None, jnp.float32(0)), []
+    for previous, objective in itertools.pairwise(objectives):
+        memory, now = rule.check(memory, Progress(None, jnp.float32(objective), jnp.float32(previous), jnp.float32(10)))
+        met.append(bool(now))
+    assert met == [False] * 6 + [True, True, True]

@@ -3,6 +3,7 @@
 from jaxem.algorithms.anderson import Anderson, AndersonState
 from jaxem.algorithms.annealing import Annealing, Cooling
 from jaxem.algorithms.em import EM, EMState
+from jaxem.algorithms.gradient import GradientEM
 from jaxem.algorithms.monte_carlo import SAEM, MonteCarloEM
 from jaxem.algorithms.multicycle import MulticycleECM
 from jaxem.algorithms.squarem import Squarem, SquaremState
@@ -18,6 +19,7 @@ __all__ = [
     "Averaging",
     "Cooling",
     "EMState",
+    "GradientEM",
     "Incremental",
     "MonteCarloEM",
     "MulticycleECM",

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
+from jaxem.algorithms.mini_batches import check_batch_size, check_divisible, deal, mini_batch
 from jaxem.algorithms.updates import Incremental, Update, Visit
 from jaxem.blocks import long_sum
 from jaxem.lane import where
-from jaxem.model import Algorithm, EStep, Info, Model, UnsupportedError, float_type, num_examples, pytree, static
+from jaxem.model import Algorithm, Info, Model, UnsupportedError, num_examples, pytree, static
 from jaxem.stopping import Plateau
 from jaxem.validate import check_key
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Int
+    from jaxtyping import Array, Int
 
 
 @pytree
@@ -49,8 +50,7 @@ class StochasticEM(Algorithm):
 
     def __post_init__(self):
         check_key(self.key, "StochasticEM")
-        if self.batch_size is not None and not (isinstance(self.batch_size, int) and self.batch_size >= 1):
-            raise ValueError(f"batch_size must be a whole number, at least 1, or None; got {self.batch_size!r}")
+        check_batch_size(self.batch_size)
         if not isinstance(self.update, Update):
             raise ValueError(f"update is Online(), Incremental() or VarianceReduced(); got {self.update!r}")
 
@@ -66,13 +66,13 @@ class StochasticEM(Algorithm):
 
     def init(self, model: Model, params: Any, data: Any, weights: Any) -> StochasticState:
         self._check(model, data)
-        rows, used = self._deal(num_examples(data))
-        block, own = _mini_batch(data, weights, rows[0], None if used is None else used[0])
+        rows, used = deal(self._keys()[0], num_examples(data), self.batch_size)
+        block, own = mini_batch(data, weights, rows, used, 0)
         stats = jax.eval_shape(lambda p: model.e_step(p, block, own).stats, params)
         return StochasticState(params, self.update.start(stats, rows.shape[0]), jnp.int32(0))
 
     def step(self, model: Model, state: StochasticState, data: Any, weights: Any) -> tuple[StochasticState, Info]:
-        rows, used = self._deal(num_examples(data))
+        rows, used = deal(self._keys()[0], num_examples(data), self.batch_size)
         num_blocks = rows.shape[0]
         total = model.num_observations(data, weights)
         order_key, draw_key = jax.random.split(jax.random.fold_in(self._keys()[1], state.sweep))
@@ -82,7 +82,7 @@ class StochasticEM(Algorithm):
             params, memory = carry
             block = order[place]
             drawn = model.redraw(jax.random.fold_in(draw_key, place))
-            expected = self._expect(drawn, params, data, weights, rows, used, block)
+            expected = drawn.e_step(params, *mini_batch(data, weights, rows, used, block))
             share = expected.weight * num_blocks / jnp.where(total > 0, total, 1)
             seen = Visit(state.sweep, place, block, share, total, num_blocks)
             memory, stats, moves = self.update.absorb(memory, expected.stats, seen)
@@ -96,11 +96,6 @@ class StochasticEM(Algorithm):
         provisional = self.update.provisional(state.sweep, num_blocks)
         return StochasticState(params, memory, state.sweep + 1), Info(objective, log_likelihood, weight, provisional)
 
-    def _expect(self, model, params, data, weights, rows, used, block) -> EStep:
-        if rows.shape[0] == 1:
-            return model.e_step(params, data, weights)
-        return model.e_step(params, *_mini_batch(data, weights, rows[block], None if used is None else used[block]))
-
     def _check(self, model: Model, data: Any) -> None:
         name = type(model).__name__
         if not model.averageable:
@@ -109,34 +104,8 @@ class StochasticEM(Algorithm):
             )
         if not model.additive:
             raise UnsupportedError(f"the statistics of {name} are no sums over examples, which StochasticEM follows")
-        if self.batch_size is None:
-            return
-        model.check_divisible(data)
-        if num_examples(data) == 1:
-            raise UnsupportedError(
-                f"{name} compresses these data to their moments, one example: a step of EM() costs no more than a "
-                "mini-batch would"
-            )
+        if self.batch_size is not None:
+            check_divisible(model, data)
 
     def _keys(self) -> Array:
         return jax.random.split(self.key)
-
-    def _deal(self, n: int) -> tuple[Int[Array, "B S"], Bool[Array, "B S"] | None]:
-        """The examples of each mini-batch, and which of them are its own: the last of some repeats another's."""
-        num_blocks = 1 if self.batch_size is None else -(-n // self.batch_size)
-        if num_blocks == 1:
-            return jnp.arange(n)[None], None
-        size = -(-n // num_blocks)
-        over = num_blocks * size - n
-        dealt = jax.random.permutation(self._keys()[0], n)
-        rows = jnp.concatenate([dealt, dealt[:over]]).reshape(size, num_blocks).T
-        used = (jnp.arange(num_blocks * size) < n).reshape(size, num_blocks).T
-        return rows, used if over else None
-
-
-def _mini_batch(data: Any, weights: Any, rows: Array, used: Array | None) -> tuple[Any, Any]:
-    """Some examples and their weights; None where all are 1."""
-    block, own = jax.tree.map(lambda a: a[rows], (data, weights))
-    if used is None:
-        return block, own
-    return block, jnp.where(used, jnp.ones(rows.shape, float_type(data)) if own is None else own, 0)

@@ -18,6 +18,7 @@ from jaxem.model import (
     Diagnosis,
     EStep,
     Family,
+    FrozenLeaves,
     Imputation,
     Latent,
     Model,
@@ -81,6 +82,10 @@ class LatentModel(Model):
     @property
     def generalized(self) -> bool:  # type: ignore[override]
         return self.latent.generalized or self.likelihood.generalized
+
+    @property
+    def held(self) -> FrozenLeaves:  # type: ignore[override]
+        return self.likelihood.held
 
     @property
     def averageable(self) -> bool:  # type: ignore[override]
