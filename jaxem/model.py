@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
 import jax
@@ -209,9 +208,6 @@ class Model:
 
     #: False where the E-step only estimates the objective (importance sampling), which may then fall by its error.
     monotone: bool = True
-
-    #: Parameter leaves that its M-step never moves (see `Frozen`): what moves parameters otherwise must hold them too.
-    held: FrozenLeaves = MappingProxyType({})
 
     #: False where the M-step holds only for statistics taken at the parameters before it, as that of a larger model
     #: (PX-EM): statistics of different parameters, which stochastic EM averages, are then nothing to it.
@@ -509,8 +505,6 @@ class Family:
     filler: Any = 0.0
     #: True where `maximize` raises q without maximizing it (see `Model.generalized`).
     generalized: bool = False
-    #: Parameter leaves that `maximize` never moves (see `Model.held`).
-    held: FrozenLeaves = MappingProxyType({})
     #: False where statistics of different parameters cannot be averaged (see `Model.averageable`).
     averageable: bool = True
     freezable: frozenset[str] = frozenset()

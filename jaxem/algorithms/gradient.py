@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxem.algorithms.mini_batches import check_batch_size, check_divisible, deal, mini_batch
@@ -68,10 +69,8 @@ class GradientEM(Algorithm):
     def init(self, model: Model, params: Any, data: Any, weights: Any) -> GradientState:
         if self.batch_size is not None:
             check_divisible(model, data)
-        masks = [name for name, mask in model.held.items() if mask is not True]
-        if masks:
-            raise UnsupportedError(f"GradientEM holds whole leaves only, not some components of {', '.join(masks)}")
         params = jax.tree.map(jnp.asarray, params)
+        _held(model, params)
         return GradientState(params, self.optimizer.init(model.to_free(params)), jnp.int32(0))
 
     def step(self, model: Model, state: GradientState, data: Any, weights: Any) -> tuple[GradientState, Info]:
@@ -102,21 +101,33 @@ class GradientEM(Algorithm):
 
     def _update(self, model: Model, params: Any, optimizer: Any, loss: Any) -> tuple[Any, Any]:
         """One update of the parameters, and of the optimizer's state."""
+        held = _held(model, params)
         free = model.to_free(params)
         value, slope = jax.value_and_grad(loss)(free)
-        slope = _without(slope, model.held)
+        slope = _without(slope, held)
         transform = optax.with_extra_args_support(self.optimizer)
         updates, optimizer = transform.update(slope, optimizer, free, value=value, grad=slope, value_fn=loss)
-        updates = _without(updates, model.held)  # weight decay moves without a gradient
+        updates = _without(updates, held)  # weight decay moves without a gradient
         moved = model.from_free(optax.apply_updates(free, updates))
 
         def settle(path: Any, new: Array, old: Array) -> Array:
-            return old if leaf_name(path) in model.held else new.astype(old.dtype)
+            return old if leaf_name(path) in held else new.astype(old.dtype)
 
         return jax.tree_util.tree_map_with_path(settle, moved, params), optimizer
 
 
-def _without(tree: Any, held: Any) -> Any:
+def _held(model: Model, params: Any) -> frozenset[str]:
+    """The names of the leaves that stay."""
+    names = set()
+    for path, mask in jax.tree_util.tree_leaves_with_path(model.held(params)):
+        if np.all(mask):
+            names.add(leaf_name(path))
+        elif np.any(mask):
+            raise UnsupportedError(f"GradientEM holds whole leaves only, not some components of {leaf_name(path)}")
+    return frozenset(names)
+
+
+def _without(tree: Any, held: frozenset[str]) -> Any:
     """Zeros in the leaves that are held."""
     if not held:
         return tree

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem.families.base import observations, weighted_sums
-from jaxem.model import Data, Family, FrozenLeaves, UnsupportedError, pytree
+from jaxem.model import Data, Family, UnsupportedError, pytree
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
@@ -63,10 +63,6 @@ class WithNoise(Family):
     @property
     def filler(self) -> float:  # type: ignore[override]
         return self.family.filler
-
-    @property
-    def held(self) -> FrozenLeaves:  # type: ignore[override]
-        return self.family.held
 
     @property
     def averageable(self) -> bool:  # type: ignore[override]

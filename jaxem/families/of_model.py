@@ -73,10 +73,6 @@ class OfModel(Family):
         return self.model.generalized
 
     @property
-    def held(self) -> FrozenLeaves:  # type: ignore[override]
-        return self.model.held
-
-    @property
     def averageable(self) -> bool:  # type: ignore[override]
         return self.model.averageable
 

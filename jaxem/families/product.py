@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem.families.base import observations
-from jaxem.model import Data, Family, FrozenLeaves, pytree, static
+from jaxem.model import Data, Family, pytree, static
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
@@ -49,10 +49,6 @@ class Product(Family):
         """[D]: of every column its family's."""
         fillers = [np.broadcast_to(self.families[name].filler, (len(where),)) for name, where in self._columns]
         return np.concatenate(fillers)[self._inverse]
-
-    @property
-    def held(self) -> FrozenLeaves:  # type: ignore[override]
-        return {f"{part}.{leaf}": mask for part, f in self.families.items() for leaf, mask in f.held.items()}
 
     @property
     def averageable(self) -> bool:  # type: ignore[override]

@@ -18,7 +18,6 @@ from jaxem.model import (
     Diagnosis,
     EStep,
     Family,
-    FrozenLeaves,
     Imputation,
     Latent,
     Model,
@@ -82,10 +81,6 @@ class LatentModel(Model):
     @property
     def generalized(self) -> bool:  # type: ignore[override]
         return self.latent.generalized or self.likelihood.generalized
-
-    @property
-    def held(self) -> FrozenLeaves:  # type: ignore[override]
-        return self.likelihood.held
 
     @property
     def averageable(self) -> bool:  # type: ignore[override]

@@ -46,10 +46,6 @@ class Wrapper(Model):
         return self.model.monotone
 
     @property
-    def held(self):  # type: ignore[override]
-        return self.model.held
-
-    @property
     def averageable(self):  # type: ignore[override]
         return self.model.averageable
 

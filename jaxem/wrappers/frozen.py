@@ -21,10 +21,6 @@ class _Frozen(Wrapper):
     leaves: tuple[tuple[str, bool | tuple[bool, ...]], ...] = static()
     values: Any = None
 
-    @property
-    def held(self):  # type: ignore[override]
-        return {**self.model.held, **dict(self.leaves)}
-
     def calibrate(self, data, weights=None) -> _Frozen:
         return _Frozen(self.model.calibrate(data, weights), self.leaves, self.values)
 
