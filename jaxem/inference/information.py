@@ -53,7 +53,8 @@ def information(
 
     hessian: by differentiating the objective twice. oakes: by differentiating its gradient as EM has it, ∂q/∂θ' at
     θ' = θ, once: the log-likelihood itself is not needed. louis: complete less missing information. sem: complete · (I − J)
-    with J the Jacobian of the EM map (Meng & Rubin 1991), for an M-step that maximizes q.
+    with J the Jacobian of the EM map (Meng & Rubin 1991), of which an M-step that only raises q has that of the whole
+    maximization.
     """
     back = chart.back(model, params)
     here = jnp.zeros(chart.size, chart.tangent.dtype)
@@ -85,7 +86,11 @@ def information(
     if method == "louis":
         missing = jacobian(lambda u: score(here, stats(u)), here)
         return _symmetric(gradient, complete - missing, complete)
-    rate = jacobian(em_map(model, params, chart, data, weights), here)
+    if model.generalized:
+        # What the whole maximization would have, by the implicit function theorem.
+        rate = jnp.linalg.solve(complete, jacobian(lambda u: score(here, stats(u)), here))
+    else:
+        rate = jacobian(em_map(model, params, chart, data, weights), here)
     return _symmetric(gradient, complete @ (jnp.eye(chart.size, dtype=rate.dtype) - rate), complete)
 
 

@@ -154,10 +154,6 @@ def standard_errors(
     if method not in get_args(Method):
         raise ValueError(f"method is one of {', '.join(get_args(Method))}; got {method!r}")
     model, params, data, weights = check_fit(model, params, data, weights)
-    if method == "sem" and model.generalized:
-        raise ValueError(
-            "method 'sem' needs an M-step that maximizes q, and that of this model only raises it; use 'hessian'"
-        )
     if method in ("scores", "sandwich", "bootstrap"):
         check_examples(model, data, f"method {method!r}")
     model = _calibrated(model, data, weights)

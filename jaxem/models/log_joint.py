@@ -165,7 +165,7 @@ class _LogJoint(Model):
     # EM.
 
     def e_step(self, params, data, weights=None):
-        data = self.prepare(data)
+        params, data = self._on_device(params, data)
         self.latent.check(self.log_joint, params, data)
         expectation, evidence = self.latent.infer(self.log_joint, params, data, weights)
         terms = evidence if weights is None else jnp.where(weights == 0, 0, weights * evidence)
@@ -174,6 +174,7 @@ class _LogJoint(Model):
         return EStep(stats, long_sum(terms), weight)
 
     def m_step(self, params, stats, frozen=None):
+        params = jax.tree.map(jnp.asarray, params)
         moves = moving(self, params, frozen)
         if self.closed is not None:
             if frozen:
@@ -203,7 +204,7 @@ class _LogJoint(Model):
             raise UnsupportedError(
                 "sums of statistics do not hold q of a LogJoint: ask explicit(), which keeps the posterior"
             )
-        return self.latent.expected(self.log_joint, params, stats)
+        return self.latent.expected(self.log_joint, jax.tree.map(jnp.asarray, params), stats)
 
     def explicit(self) -> Model:
         return self if self.statistic is None else dataclasses.replace(self, statistic=None, closed=None)
@@ -220,13 +221,18 @@ class _LogJoint(Model):
         return bijections.from_free(self.constraints, free)
 
     def log_likelihood(self, params, data):
-        return self.latent.infer(self.log_joint, params, self.prepare(data), None)[1]
+        return self.latent.infer(self.log_joint, *self._on_device(params, data), None)[1]
 
     def posterior(self, params, data):
-        return self.latent.posterior(self.log_joint, params, self.prepare(data))
+        return self.latent.posterior(self.log_joint, *self._on_device(params, data))
 
     def predict(self, params, data):
-        return self.latent.predict(self.log_joint, params, self.prepare(data))
+        return self.latent.predict(self.log_joint, *self._on_device(params, data))
+
+    def _on_device(self, params: Any, data: Any) -> tuple[Any, Any]:
+        """Arrays of JAX, which a user's function may index by traced numbers."""
+        params, data = jax.tree.map(jnp.asarray, (params, data))
+        return params, self.prepare(data)
 
     def sample(self, key, params, num_examples, num_steps=None, inputs=None):
         if self.sampler is None:

@@ -107,6 +107,18 @@ def like(what: str, params: Any, updated: Any) -> Any:
     return jax.tree.map(lambda new, old: jnp.asarray(new).astype(jnp.result_type(old)), updated, params)
 
 
+@jax.custom_jvp
+def possible(values: Array) -> Array:
+    """The values; where they are −∞, what is impossible has no derivative, instead of 0 · ∞."""
+    return values
+
+
+@possible.defjvp
+def _possible_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (values,), (tangent,) = primals, tangents
+    return possible(values), jnp.where(values == -jnp.inf, 0, tangent)
+
+
 def trace_one(what: str, function: Callable[..., Any], **arguments: Any) -> None:
     """Trace a user's function once and check that it returns one floating-point number."""
 

@@ -12,7 +12,7 @@ from jaxem import layout
 from jaxem.latents import axes
 from jaxem.latents.markov_chain import MarkovChain, MarkovChainParams
 from jaxem.model import Data, as_data, pytree, static
-from jaxem.spaces.base import LatentSpace, describe, first_row, rows_of, trace_one, weighted_total
+from jaxem.spaces.base import LatentSpace, describe, first_row, possible, rows_of, trace_one, weighted_total
 from jaxem.spaces.discrete import Discrete, Enumerated
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class Chain(LatentSpace):
         states = jnp.arange(self.n)
         initial = jax.vmap(log_joint.initial, in_axes=(None, 0))(params, states)
         moves = jax.vmap(log_joint.transition, in_axes=(None, None, 0))
-        return initial, jax.vmap(moves, in_axes=(None, 0, None))(params, states, states)
+        return possible(initial), possible(jax.vmap(moves, in_axes=(None, 0, None))(params, states, states))
 
     def _potentials(self, log_joint: ChainLogJoint, params: Any, data: Data) -> Float[Array, "*T n"]:
         table = Discrete(self.n).table(log_joint.emission, params, self._steps(data))

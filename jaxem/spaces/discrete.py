@@ -13,6 +13,7 @@ from jaxem.model import num_examples, pytree, static
 from jaxem.spaces.base import (
     LatentSpace,
     first_row,
+    possible,
     rows_of,
     share_and_evidence,
     systematic,
@@ -72,7 +73,7 @@ class Discrete(LatentSpace):
     def table(self, log_joint: Any, params: Any, rows: Any) -> Float[Array, "Z N"]:
         """log p(x_n, z | params) of every value and every example."""
         every_row = jax.vmap(log_joint, in_axes=(None, 0, None))
-        return jax.vmap(every_row, in_axes=(None, None, 0))(params, rows, self._values())
+        return possible(jax.vmap(every_row, in_axes=(None, None, 0))(params, rows, self._values()))
 
     def infer(self, log_joint, params, data, weights):
         rows = rows_of(data)

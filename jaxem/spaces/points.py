@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxem.linalg import dot
 from jaxem.model import pytree
-from jaxem.spaces.base import share_and_evidence, systematic, weighted_total
+from jaxem.spaces.base import possible, share_and_evidence, systematic, weighted_total
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -27,7 +27,7 @@ class Points:
 def table(log_joint: Any, params: Any, rows: Any, z: Any) -> Float[Array, "N S"]:
     """log p(x_n, z_ns | params)."""
     every_point = jax.vmap(log_joint, in_axes=(None, None, 0))
-    return jax.vmap(every_point, in_axes=(None, 0, 0))(params, rows, z)
+    return possible(jax.vmap(every_point, in_axes=(None, 0, 0))(params, rows, z))
 
 
 def infer(
