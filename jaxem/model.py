@@ -206,7 +206,7 @@ class Model:
     #: True where the M-step raises q without maximizing it (generalized EM).
     generalized: bool = False
 
-    #: False where the E-step only estimates the objective (importance sampling), which may then fall by its error.
+    #: False where the E-step draws, and so only estimates the objective or its statistics: the objective may then fall.
     monotone: bool = True
 
     #: False where the M-step holds only for statistics taken at the parameters before it, as that of a larger model
@@ -416,6 +416,8 @@ class Latent:
     sequential: bool = False
     #: True where `maximize` raises q without maximizing it (see `Model.generalized`).
     generalized: bool = False
+    #: False where `infer` draws, so that what is climbed may fall (see `Model.monotone`).
+    monotone: bool = True
     num_components: int
 
     def calibrate(self, data: Data, weights: Array | None) -> Latent:
@@ -505,6 +507,8 @@ class Family:
     filler: Any = 0.0
     #: True where `maximize` raises q without maximizing it (see `Model.generalized`).
     generalized: bool = False
+    #: False where its log-probabilities or its statistics are drawn (see `Model.monotone`).
+    monotone: bool = True
     #: False where statistics of different parameters cannot be averaged (see `Model.averageable`).
     averageable: bool = True
     freezable: frozenset[str] = frozenset()

@@ -90,6 +90,54 @@ def test_multicycle_takes_statistics_anew(float64):
     assert objectives[-1] > objectives[0] + 1
 
 
+def test_degrees_of_freedom_on_the_likelihood(float64):
+    """ECME of Liu & Rubin: the block is where a search over the likelihood ends, and fewer cycles are needed."""
+    model = jaxem.Mixture(jaxem.StudentT(jaxem.Spherical(), expanded=False, shared_dof=True), 2)
+    x = jnp.asarray(HEAVY)
+    calibrated, params, _ = problem(model, HEAVY)
+    blocks = [["dof"], ["mean", "scatter"]]
+    algorithm = MulticycleECM(blocks, on_likelihood=["dof"], ascent=jaxem.Newton(12))
+    state, _ = algorithm.step(calibrated, algorithm.init(calibrated, params, x, None), x, None)
+    np.testing.assert_array_equal(state.params.likelihood.mean, params.likelihood.mean)
+
+    @jax.jit
+    def fall(log_dof):
+        old = params.likelihood
+        likelihood = jaxem.StudentTParams(old.mean, old.scatter, jnp.exp(log_dof[0]))
+        return -calibrated.e_step(jaxem.LatentParams(params.latent, likelihood), x).log_likelihood
+
+    found = scipy.optimize.minimize(
+        fall, np.log([30.0]), jac=jax.jit(jax.grad(fall)), method="BFGS", options={"gtol": 1e-8}
+    )
+    assert 1 < np.exp(found.x[0]) < 20
+    np.testing.assert_allclose(state.params.likelihood.dof, np.exp(found.x[0]), rtol=1e-4)
+    plain, on_likelihood = (
+        jaxem.fit(model, HEAVY, params=params, tol=1e-9, algorithm=algorithm)
+        for algorithm in (MulticycleECM(blocks), MulticycleECM(blocks, on_likelihood=["dof"]))
+    )
+    assert on_likelihood.objective >= plain.objective - 1e-5
+    assert on_likelihood.steps < plain.steps
+    assert np.all(np.diff(on_likelihood.trace) >= -1e-9)
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: MulticycleECM([["mean"]], on_likelihood="mean"), "list of names"),
+        (lambda: MulticycleECM([["mean"]], ascent=3), "Newton"),
+        (lambda: fit_with(MulticycleECM([["mean", "weights"]], on_likelihood=["mean"])), "a part of"),
+        (lambda: fit_with(MulticycleECM([["mean"]], on_likelihood=["rate"])), "no block has"),
+    ],
+)
+def test_refused_on_the_likelihood(make, match):
+    with pytest.raises(ValueError, match=match):
+        make()
+
+
+def fit_with(algorithm):
+    return jaxem.fit(MODEL, X, key=jax.random.key(0), algorithm=algorithm)
+
+
 @pytest.mark.parametrize(
     ("blocks", "match"),
     [

@@ -157,6 +157,14 @@ def test_draws_of_a_log_joint(float64):
     np.testing.assert_allclose(fitted.params["mean"], np.mean(x, axis=0), atol=0.2)
 
 
+def test_a_fall_is_no_failure(float64, best):
+    """Plain EM on fixed draws may fall: what draws says that it is not monotone, through everything that holds it."""
+    assert not jaxem.WithPrior(MODEL, 1.0).monotone
+    assert not jaxem.Mixture(MODEL, 2).monotone
+    fitted = jaxem.fit(MODEL, COUNTS, params=best.params, max_steps=20, on_failure="ignore")
+    assert fitted.status != Status.DECREASED
+
+
 def test_redraw():
     wrapped = jaxem.Chunked(jaxem.WithPrior(MODEL, 1.0), 40)
     redrawn = wrapped.redraw(jax.random.key(0))

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxem.algorithms.mini_batches import check_batch_size, check_divisible, deal, mini_batch
 from jaxem.blocks import long_sum
-from jaxem.model import Algorithm, Info, Model, UnsupportedError, leaf_name, num_examples, pytree, static
+from jaxem.free import held_leaves, keep_leaves
+from jaxem.model import Algorithm, Info, Model, leaf_name, num_examples, pytree, static
 from jaxem.stopping import Plateau, Settled, Stopping
 from jaxem.validate import check_key
 
@@ -38,8 +38,9 @@ class GradientEM(Algorithm):
     mini-batches by `Plateau`.
     optimizer: any optax optimizer, such as ``optax.adam(0.05)``. batch_size: one update for each of so many examples, in
     passes over the data in random order, which then are the driver's steps; the objectives on the way are estimates. key:
-    needed with a batch_size. Leaves held by `Frozen` stay. Raises ValueError for another optimizer, a key that nothing
-    uses or that is missing; UnsupportedError for a model without q or free coordinates, and for components held fixed.
+    needed with a batch_size. Leaves held by `Frozen` stay; limits that only the M-step knows (floors) are not kept.
+    Raises ValueError for another optimizer, a key that nothing uses or that is missing; UnsupportedError for a model
+    without q or free coordinates, and for components held fixed.
     """
 
     optimizer: Any = static()
@@ -70,7 +71,7 @@ class GradientEM(Algorithm):
         if self.batch_size is not None:
             check_divisible(model, data)
         params = jax.tree.map(jnp.asarray, params)
-        _held(model, params)
+        held_leaves(model, params)
         return GradientState(params, self.optimizer.init(model.to_free(params)), jnp.int32(0))
 
     def step(self, model: Model, state: GradientState, data: Any, weights: Any) -> tuple[GradientState, Info]:
@@ -101,7 +102,7 @@ class GradientEM(Algorithm):
 
     def _update(self, model: Model, params: Any, optimizer: Any, loss: Any) -> tuple[Any, Any]:
         """One update of the parameters, and of the optimizer's state."""
-        held = _held(model, params)
+        held = held_leaves(model, params)
         free = model.to_free(params)
         value, slope = jax.value_and_grad(loss)(free)
         slope = _without(slope, held)
@@ -109,22 +110,7 @@ class GradientEM(Algorithm):
         updates, optimizer = transform.update(slope, optimizer, free, value=value, grad=slope, value_fn=loss)
         updates = _without(updates, held)  # weight decay moves without a gradient
         moved = model.from_free(optax.apply_updates(free, updates))
-
-        def settle(path: Any, new: Array, old: Array) -> Array:
-            return old if leaf_name(path) in held else new.astype(old.dtype)
-
-        return jax.tree_util.tree_map_with_path(settle, moved, params), optimizer
-
-
-def _held(model: Model, params: Any) -> frozenset[str]:
-    """The names of the leaves that stay."""
-    names = set()
-    for path, mask in jax.tree_util.tree_leaves_with_path(model.held(params)):
-        if np.all(mask):
-            names.add(leaf_name(path))
-        elif np.any(mask):
-            raise UnsupportedError(f"GradientEM holds whole leaves only, not some components of {leaf_name(path)}")
-    return frozenset(names)
+        return keep_leaves(held, moved, params), optimizer
 
 
 def _without(tree: Any, held: frozenset[str]) -> Any:

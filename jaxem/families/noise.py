@@ -65,6 +65,10 @@ class WithNoise(Family):
         return self.family.filler
 
     @property
+    def monotone(self) -> bool:  # type: ignore[override]
+        return self.family.monotone
+
+    @property
     def averageable(self) -> bool:  # type: ignore[override]
         return self.family.averageable
 

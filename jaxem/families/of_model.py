@@ -73,6 +73,10 @@ class OfModel(Family):
         return self.model.generalized
 
     @property
+    def monotone(self) -> bool:  # type: ignore[override]
+        return self.model.monotone
+
+    @property
     def averageable(self) -> bool:  # type: ignore[override]
         return self.model.averageable
 

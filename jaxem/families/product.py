@@ -51,6 +51,10 @@ class Product(Family):
         return np.concatenate(fillers)[self._inverse]
 
     @property
+    def monotone(self) -> bool:  # type: ignore[override]
+        return all(family.monotone for family in self.families.values())
+
+    @property
     def averageable(self) -> bool:  # type: ignore[override]
         return all(family.averageable for family in self.families.values())
 

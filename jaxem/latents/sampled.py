@@ -32,6 +32,8 @@ class Sampled(LatentWrapper):
     key: Array
     num_samples: int = static(default=1)
 
+    monotone = False  # type: ignore[assignment]
+
     def __post_init__(self):
         LatentWrapper.__post_init__(self)
         check_key(self.key, "Sampled")

@@ -54,6 +54,10 @@ class LatentWrapper(Latent):
         return self.latent.generalized
 
     @property
+    def monotone(self) -> bool:  # type: ignore[override]
+        return self.latent.monotone
+
+    @property
     def sweepable(self) -> bool:  # type: ignore[override]
         return self.latent.sweepable
 

@@ -83,6 +83,10 @@ class LatentModel(Model):
         return self.latent.generalized or self.likelihood.generalized
 
     @property
+    def monotone(self) -> bool:  # type: ignore[override]
+        return self.latent.monotone and self.likelihood.monotone
+
+    @property
     def averageable(self) -> bool:  # type: ignore[override]
         return self.likelihood.averageable
 
