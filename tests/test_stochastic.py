@@ -67,6 +67,30 @@ def test_one_mini_batch_is_em(float64, problem):
     assert float(runs[2].objective) == pytest.approx(float(runs[0].objective), rel=1e-13)
 
 
+@pytest.mark.parametrize(
+    "update", [Online(), Incremental(), VarianceReduced()], ids=["online", "incremental", "reduced"]
+)
+def test_the_first_pass_is_a_step_of_em(float64, problem, update):
+    """Nothing is learnt of a few rows, which are all that the first mini-batches are."""
+    x, params, _ = problem
+    weights = jnp.asarray(np.random.default_rng(2).uniform(0, 2, len(x)))
+    algorithm = StochasticEM(KEY, 10, update)
+    state, _ = jax.jit(lambda p: algorithm.step(MODEL, algorithm.init(MODEL, p, x, weights), x, weights))(params)
+    expected = MODEL.m_step(params, MODEL.e_step(params, x, weights).stats)
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
+def test_single_rows_collapse_nothing(float64):
+    x = np.concatenate([_RNG.normal(0, 1, (60, 2)), _RNG.normal(4, 1, (60, 2))])
+    model = jaxem.Mixture(jaxem.Gaussian(), 2)
+    em = jaxem.fit(model, x, key=KEY)
+    algorithm = StochasticEM(KEY, 1, Online())
+    result = jaxem.fit(model, x, key=KEY, algorithm=algorithm, max_steps=30, on_failure="ignore")
+    assert result.status in (Status.CONVERGED, Status.MAX_STEPS)
+    assert em.objective - 1 < result.objective < em.objective + 0.1
+
+
 @pytest.mark.parametrize("batch_size", [20, 21, 103, 1])
 def test_every_example_once(float64, problem, batch_size):
     """103 examples leave a remainder; the first pass of incremental EM stands still, so its objective is exact."""
@@ -181,6 +205,7 @@ class TestRefused:
             (lambda: StochasticEM(KEY, 20, Online), "update"),
             (lambda: Online(0.5), "decay"),
             (lambda: Online(offset=-1.0), "offset"),
+            (lambda: Online(warm_up=-1), "warm_up"),
             (lambda: VarianceReduced(0.0), "step_size"),
             (lambda: Plateau(window=0), "window"),
             (lambda: Settled(window=1), "window"),

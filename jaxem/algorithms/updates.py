@@ -69,11 +69,15 @@ def _tables(stats: Any, num_blocks: int) -> Any:
 
 @pytree
 class RunningMean:
-    """mean: of the statistics per unit weight, in which a start of 0 still has the part 1 − known."""
+    """mean: of the statistics per unit weight, in which a start of 0 still has the part 1 − known.
+
+    visits: mini-batches seen. weight: of them, in units of the mean one's.
+    """
 
     mean: Any
     known: Float[Array, ""]
     visits: Int[Array, ""]
+    weight: Float[Array, ""]
 
 
 @pytree
@@ -82,28 +86,37 @@ class Online(Update):
 
     Cappé & Moulines 2009 (J. R. Statist. Soc. B 71). t counts mini-batches, s_t is per unit weight, and the M-step
     follows every mini-batch. The parameters converge to a stationary point of the likelihood, with noise of size √ρ_t.
-    decay: in (1/2, 1]; small values forget the start sooner, large ones are less noisy. offset: at least 0. Raises
-    ValueError for others.
+    decay: in (1/2, 1]; small values forget the start sooner, large ones are less noisy. offset: at least 0. warm_up:
+    mini-batches before the first M-step, whose plain mean it takes: components collapse on the statistics of a few rows.
+    None is the whole first pass, which then is a step of EM; fewer pay where mini-batches are large. Raises ValueError
+    for others.
     """
 
     decay: float | jax.Array = 0.6
     offset: float | jax.Array = 0.0
+    warm_up: int | jax.Array | None = None
 
     def __post_init__(self):
         if isinstance(self.decay, (int, float)) and not 0.5 < self.decay <= 1:
             raise ValueError(f"decay must lie in (1/2, 1]; got {self.decay}")
-        if isinstance(self.offset, (int, float)) and not 0 <= self.offset < float("inf"):
-            raise ValueError(f"offset must be a finite number, at least 0; got {self.offset}")
+        for name in ("offset", "warm_up"):
+            value = getattr(self, name)
+            if isinstance(value, (int, float)) and not 0 <= value < float("inf"):
+                raise ValueError(f"{name} must be a finite number, at least 0; got {value}")
 
     def start(self, stats: Any, num_blocks: int) -> RunningMean:
-        dtype = jnp.result_type(*jax.tree.leaves(stats))
-        return RunningMean(_zeros(stats), jnp.zeros((), dtype), jnp.int32(0))
+        return _nothing(stats)
 
     def absorb(self, memory: RunningMean, stats: Any, visit: Visit) -> tuple[RunningMean, Any, Bool[Array, ""]]:
-        count = (memory.visits + 1).astype(visit.share.dtype)
+        t = memory.visits + 1
+        warm_up = visit.num_blocks if self.warm_up is None else self.warm_up
+        count = t.astype(visit.share.dtype)
         # A mini-batch counts as its weight, so that what the mean settles at is the mean of all the data.
-        rate = jnp.minimum(visit.share * (self.offset + count) ** -jnp.asarray(self.decay, count.dtype), 1)
-        return _averaged(memory, stats, visit, rate)
+        later = jnp.minimum(visit.share * (self.offset + count) ** -jnp.asarray(self.decay, count.dtype), 1)
+        seen = memory.weight.astype(visit.share.dtype) + visit.share
+        plain = visit.share / jnp.where(seen > 0, seen, 1)
+        memory, whole, known = _averaged(memory, stats, visit, jnp.where(t <= warm_up, plain, later))
+        return memory, whole, known & (t >= warm_up)
 
 
 @pytree
@@ -124,7 +137,7 @@ class Averaging(Update):
             raise ValueError(f"burn_in must be a number of mini-batches, at least 0; got {self.burn_in}")
 
     def start(self, stats: Any, num_blocks: int) -> RunningMean:
-        return Online().start(stats, num_blocks)
+        return _nothing(stats)
 
     def absorb(self, memory: RunningMean, stats: Any, visit: Visit) -> tuple[RunningMean, Any, Bool[Array, ""]]:
         since = (memory.visits + 1 - self.burn_in).astype(visit.share.dtype)
@@ -135,14 +148,21 @@ class Averaging(Update):
         return sweep * num_blocks < self.burn_in
 
 
+def _nothing(stats: Any) -> RunningMean:
+    zero = jnp.zeros((), jnp.result_type(*jax.tree.leaves(stats)))
+    return RunningMean(_zeros(stats), zero, jnp.int32(0), zero)
+
+
 def _averaged(memory: RunningMean, stats: Any, visit: Visit, rate: Array) -> tuple[RunningMean, Any, Bool[Array, ""]]:
+    """The mean moved by ``rate`` to that of a mini-batch, the statistics of all the data by it, and if it is one yet."""
     weight = visit.share * visit.total / visit.num_blocks
     per_unit = 1 / jnp.where(weight > 0, weight, 1)
     mean = jax.tree.map(lambda m, s: m + rate.astype(m.dtype) * (s * per_unit.astype(m.dtype) - m), memory.mean, stats)
     known = memory.known + rate.astype(memory.known.dtype) * (1 - memory.known)
     scale = visit.total / jnp.where(known > 0, known, 1)
     whole = jax.tree.map(lambda m: m * scale.astype(m.dtype), mean)
-    return RunningMean(mean, known, memory.visits + 1), whole, known > 0
+    seen = memory.weight + visit.share.astype(memory.weight.dtype)
+    return RunningMean(mean, known, memory.visits + 1, seen), whole, known > 0
 
 
 @pytree
