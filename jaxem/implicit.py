@@ -53,7 +53,7 @@ def jacobian(map_of_params: Callable[[jax.Array], jax.Array], flat: jax.Array) -
     columns = jax.lax.map(
         lambda unit: jax.jvp(map_of_params, (flat,), (unit,))[1],
         jnp.eye(flat.size, dtype=flat.dtype),
-        batch_size=min(_COLUMNS, flat.size),
+        batch_size=max(1, min(_COLUMNS, flat.size)),
     )
     return columns.T
 

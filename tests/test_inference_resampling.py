@@ -193,7 +193,8 @@ class TestMatching:
         result, x = simulated()
         swapped = result.model.take_components(result.params, np.array([1, 0]))
         lanes = jax.tree.map(lambda *a: jnp.stack(a), result.params, swapped, result.params)
-        found = matched(result.model, result.params, lanes, jnp.asarray(x), None)
+        found, exchanged = matched(result.model, result.params, lanes, jnp.asarray(x), None)
+        assert exchanged == 0
         assert np.all(found.likelihood.mean[:, 0] < 0)
         assert np.all(found.likelihood.mean[:, 1] > 0)
 

@@ -183,6 +183,9 @@ class WithNoise(Family):
     def from_free(self, free: Any) -> Any:
         return self.family.from_free(free)
 
+    def held(self, params: Any) -> Any:
+        return self.family.held(params)
+
     def _members(self, params: Any) -> int:
         """How many members there are beside the noise."""
         return jax.eval_shape(self.family.degenerate, params).shape[0]

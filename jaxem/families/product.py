@@ -168,6 +168,9 @@ class Product(Family):
     def to_free(self, params: Any) -> dict[str, Any]:
         return {name: family.to_free(params[name]) for name, family in self.families.items()}
 
+    def held(self, params: Any) -> dict[str, Any]:
+        return {name: family.held(params[name]) for name, family in self.families.items()}
+
     def from_free(self, free: Any) -> dict[str, Any]:
         return {name: family.from_free(free[name]) for name, family in self.families.items()}
 

@@ -100,24 +100,28 @@ def spelled_out(data: Any, weights: Any, what: str) -> Any:
     return jax.tree.map(lambda a: jnp.repeat(a, jnp.asarray(counts.astype(int)), axis=0), data)
 
 
-def matched(model: Model, reference: Any, lanes: Any, data: Any, weights: Any) -> Any:
-    """The parameters of every lane, on the host, with components in the order of the reference."""
+def matched(model: Model, reference: Any, lanes: Any, data: Any, weights: Any) -> tuple[Any, int]:
+    """The parameters of every lane, on the host, with components in the order of the reference.
+
+    And how many lanes stay in another order, because the model does not define `Model.take_components`.
+    """
     lanes = jax.device_get(lanes)
     if model.num_components < 2:
-        return lanes
+        return lanes, 0
     try:
         orders = jax.device_get(_orders(model, reference, lanes, data, weights))
-    except UnsupportedError:  # components that cannot be told apart cannot be exchanged either
-        return lanes
+    except UnsupportedError:  # without a posterior components are not told apart by the data, and cannot be exchanged
+        return lanes, 0
     moved = np.flatnonzero(np.any(orders != np.arange(model.num_components), axis=1))
-    if not moved.size:
-        return lanes
     lanes = jax.tree.map(np.array, lanes)
     for lane in moved:
-        turned = model.take_components(jax.tree.map(lambda a, i=lane: a[i], lanes), orders[lane])
+        try:
+            turned = model.take_components(jax.tree.map(lambda a, i=lane: a[i], lanes), orders[lane])
+        except UnsupportedError:
+            return lanes, len(moved)
         for leaf, new in zip(jax.tree.leaves(lanes), jax.tree.leaves(turned), strict=True):
             leaf[lane] = new
-    return lanes
+    return lanes, 0
 
 
 @jax.jit

@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import jax
 import jax.numpy as jnp
 
+from jaxem.implicit import jacobian
 from jaxem.inference.chart import Chart
 from jaxem.model import Model, pytree
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
-# Directions that are pushed through the data at once.
-_AT_ONCE = 16
+# Examples whose scores are taken at once.
+_ROWS_AT_ONCE = 2**10
 
 
 @pytree
@@ -105,14 +106,6 @@ def em_map(model: Model, params: Any, chart: Chart, data: Any, weights: Any) -> 
     return step
 
 
-def jacobian(f: Callable[[Array], Array], at: Float[Array, " U"]) -> Float[Array, "V U"]:
-    """The Jacobian of f, a few columns at a time: memory is that of a few passes over the data, whatever U is."""
-    if not at.size:
-        return jnp.zeros((jax.eval_shape(f, at).size, 0), at.dtype)
-    columns = jax.lax.map(lambda t: jax.jvp(f, (at,), (t,))[1], jnp.eye(at.size, dtype=at.dtype), batch_size=_AT_ONCE)
-    return columns.T
-
-
 def _symmetric(gradient: Array, observed: Array, complete: Array | None) -> Information:
     size = jnp.sqrt(jnp.abs(jnp.diagonal(observed)))
     scale = jnp.where(size > 0, size, 1)
@@ -136,6 +129,3 @@ def scores(model: Model, params: Any, chart: Chart, data: Any) -> Float[Array, "
         return jax.grad(log_likelihood)(here)
 
     return jax.lax.map(one, data, batch_size=_ROWS_AT_ONCE)
-
-
-_ROWS_AT_ONCE = 2**10

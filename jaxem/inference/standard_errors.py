@@ -154,6 +154,11 @@ def standard_errors(
     if method not in get_args(Method):
         raise ValueError(f"method is one of {', '.join(get_args(Method))}; got {method!r}")
     model, params, data, weights = check_fit(model, params, data, weights)
+    if method == "sem" and not model.averageable:
+        raise ValueError(
+            "method 'sem' needs an M-step that maximizes q, and this one maximizes that of a larger model "
+            "(a parameter-expanded one); use method 'hessian'"
+        )
     if method in ("scores", "sandwich", "bootstrap"):
         check_examples(model, data, f"method {method!r}")
     model = _calibrated(model, data, weights)
@@ -179,7 +184,7 @@ def standard_errors(
     if method == "sem" and found.asymmetry > _ASYMMETRIC + _float_noise(params):
         raise ValueError(
             f"method 'sem': I_complete (I − J) differs from its transpose by {found.asymmetry:.2g} of its size: the M-step "
-            "does not maximize q (a parameter-expanded one?), or params are no optimum; use method 'hessian'"
+            "does not maximize q, or params are no optimum; use method 'hessian'"
         )
     return _assemble(method, model, params, chart, derivative, found, spread)
 
@@ -288,9 +293,14 @@ def _spread(model: Model, params: Any, data: Any, weights: Any, run: Run) -> Sta
         said.append(f"{np.sum(~used)} of {len(used)} resamples have no usable fit and are left out")
     if np.sum(used) < 2:
         raise ValueError(f"a spread needs at least 2 usable resamples; got {np.sum(used)} of {len(used)}")
+    draws, exchanged = matched(model, params, jax.tree.map(lambda a: a[used], run.params), data, weights)
+    if exchanged:
+        said.append(
+            f"{exchanged} resamples have their components in another order, which {type(model).__name__} cannot undo: "
+            "it does not define take_components"
+        )
     if said:
         warnings.warn("; ".join(said), InferenceWarning, stacklevel=3)
-    draws = matched(model, params, jax.tree.map(lambda a: a[used], run.params), data, weights)
     natural = np.asarray(jax.vmap(lambda p: ravel_pytree(p)[0])(draws), float)
     free = np.asarray(jax.vmap(lambda p: coordinates(model, p)[0])(draws), float)
     covariance = np.atleast_2d(np.cov(natural, rowvar=False))
@@ -355,7 +365,7 @@ def entry_names(params: Any) -> list[str]:
     """A name for every entry of the parameters: ``latent.weights[0]``."""
     names = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        name = jax.tree_util.keystr(path).lstrip(".")
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
         places = np.ndindex(np.shape(leaf))
         names += [name + (f"[{', '.join(map(str, place))}]" if place else "") for place in places]
     return names
