@@ -70,9 +70,9 @@ class StandardErrors:
     ) -> tuple[Any, Any]:
         """Lower and upper ends of intervals that hold each parameter with probability ``level``, shaped like params.
 
-        θ̂ ± z · standard error, which may leave the parameter's domain where the error is large. With a key, quantiles of
-        parameters whose free coordinates are drawn from their normal approximation, which never do (Krinsky & Robb 1986).
-        Of a bootstrap the quantiles of its draws. Raises ValueError for a level that is not between 0 and 1.
+        θ̂ ± z · standard error, which may leave the parameter's domain where the error is large. With a key, quantiles
+        of parameters whose free coordinates are drawn from their normal approximation, which never do (Krinsky & Robb
+        1986). Of a bootstrap the quantiles of its draws. Raises ValueError for a level that is not between 0 and 1.
         """
         if not 0 < level < 1:
             raise ValueError(f"level is a probability between 0 and 1; got {level}")
@@ -137,18 +137,19 @@ def standard_errors(
     method: "hessian" differentiates the log-likelihood twice; "oakes" its gradient as EM has it, once (Oakes 1999);
     "louis" is complete less missing information (Louis 1982), the missing information being the covariance of the
     complete-data score given the data, ∂²q(θ' | θ)/∂θ'∂θ; "sem" is I_complete (I − J) with J the Jacobian of the EM map
-    (Meng & Rubin 1991): all four agree. "scores" takes B = Σ_n w_n s_n s_nᵀ for I, with s_n the score of an example, a
-    row or a whole sequence, which needs no second derivatives (Meilijson 1989; poLCA). "sandwich" is I⁻¹ B I⁻¹, with
-    scores about their mean, and holds for a misspecified model too (White 1982). An example of weight 3 counts as three.
-    "bootstrap" is the spread of refits to ``num_samples`` resamples of the examples (Efron 1979), or, parametric, to data
-    sets drawn from the model, all of them lanes of one program that start from ``params``, with components put in the
-    order in which they share most examples with those of ``params`` (`match_components`). It needs a key; tol and
-    max_steps are those of the refits. Resamples without a usable fit, or with a degenerate one, are left out.
+    (Meng & Rubin 1991; of an M-step that only raises q, that of the whole maximization): all four agree. "scores" takes
+    B = Σ_n w_n s_n s_nᵀ for I, with s_n the score of an example, a row or a whole sequence, which needs no second derivatives (Meilijson 1989; poLCA). "sandwich" is I⁻¹ B I⁻¹, with
+    scores about their mean, and holds for a misspecified model too (White 1982). An example of weight 3 counts as
+    three. "bootstrap" is the spread of refits to ``num_samples`` resamples of the examples (Efron 1979), or,
+    parametric, to data sets drawn from the model, all of them lanes of one program that start from ``params``, with
+    components put in the order in which they share most examples with those of ``params`` (`match_components`). It
+    needs a key; tol and max_steps are those of the refits. Resamples without a usable fit, or with a degenerate one,
+    are left out.
 
     Frozen parameters have error 0, and so have those on a boundary (a transition that is impossible, a probability of
     1). Warns with `InferenceWarning`, by name, where parameters are not identified (the rotation of factors), where
     ``params`` are no maximum, and where they are further than a tenth of a standard error from it. Raises ValueError
-    for bad input and for "sem" where the M-step does not maximize q, UnsupportedError for scores and resamples of flat
+    for bad input and for "sem" of a parameter-expanded EM, UnsupportedError for scores and resamples of flat
     sequences, which are not independent examples (pad them).
     """
     if method not in get_args(Method):
