@@ -136,15 +136,15 @@ def standard_errors(
     float64 the last digits'. Fit with a small tol first: errors hold at the optimum.
     method: "hessian" differentiates the log-likelihood twice; "oakes" its gradient as EM has it, once (Oakes 1999);
     "louis" is complete less missing information (Louis 1982), the missing information being the covariance of the
-    complete-data score given the data, ∂²q(θ' | θ)/∂θ'∂θ; "sem" is I_complete (I − J) with J the Jacobian of the EM map
-    (Meng & Rubin 1991; of an M-step that only raises q, that of the whole maximization): all four agree. "scores" takes
-    B = Σ_n w_n s_n s_nᵀ for I, with s_n the score of an example, a row or a whole sequence, which needs no second derivatives (Meilijson 1989; poLCA). "sandwich" is I⁻¹ B I⁻¹, with
-    scores about their mean, and holds for a misspecified model too (White 1982). An example of weight 3 counts as
-    three. "bootstrap" is the spread of refits to ``num_samples`` resamples of the examples (Efron 1979), or,
-    parametric, to data sets drawn from the model, all of them lanes of one program that start from ``params``, with
-    components put in the order in which they share most examples with those of ``params`` (`match_components`). It
-    needs a key; tol and max_steps are those of the refits. Resamples without a usable fit, or with a degenerate one,
-    are left out.
+    complete-data score given the data, ∂²q(θ' | θ)/∂θ'∂θ; "sem" is I_complete (I − J) with J the Jacobian of the EM
+    map (Meng & Rubin 1991; of an M-step that only raises q, that of the whole maximization): all four agree. "scores"
+    takes B = Σ_n w_n s_n s_nᵀ for I, with s_n the score of an example, a row or a whole sequence, which needs no
+    second derivatives (Meilijson 1989; poLCA). "sandwich" is I⁻¹ B I⁻¹, with scores about their mean, and holds for a
+    misspecified model too (White 1982). An example of weight 3 counts as three. "bootstrap" is the spread of refits
+    to ``num_samples`` resamples of the examples (Efron 1979), or, parametric, to data sets drawn from the model, all
+    of them lanes of one program that start from ``params``, with components put in the order in which they share most
+    examples with those of ``params`` (`match_components`). It needs a key; tol and max_steps are those of the refits.
+    Resamples without a usable fit, or with a degenerate one, are left out.
 
     Frozen parameters have error 0, and so have those on a boundary (a transition that is impossible, a probability of
     1). Warns with `InferenceWarning`, by name, where parameters are not identified (the rotation of factors), where
