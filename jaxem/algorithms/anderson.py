@@ -8,16 +8,16 @@ import jax
 import jax.numpy as jnp
 
 from jaxem.algorithms.em import EM
-from jaxem.algorithms.guarded import holds, mapped, select, to_vector
+from jaxem.algorithms.guarded import holds, mapped, near, select, to_vector
 from jaxem.linalg import dot
 from jaxem.model import Algorithm, Info, Model, pytree, static
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int
+    from jaxtyping import Array, Bool, Float, Int
 
 
-# The objective may be lower than the highest seen by so much, in units of the log-likelihood, for so many evaluations.
-_SLACK, _PATIENCE = 1.0, 12
+# The objective may be below the highest seen for so many evaluations.
+_PATIENCE = 12
 # λ, relative to the trace of ΔF ΔFᵀ: at first, and by what a success multiplies it; a refusal takes back four of them.
 _FIRST_DAMPING, _DECAY, _MOST = 1e-2, 0.1, 12.0
 _PENALTY = 4.0
@@ -41,6 +41,7 @@ class AndersonState:
     successes: Float[Array, ""]
     fallback: Any
     highest: Float[Array, ""]
+    settled: Bool[Array, ""]
     low: Int[Array, ""]
 
 
@@ -85,6 +86,7 @@ class Anderson(Algorithm):
             successes=jnp.zeros((), vector.dtype),
             fallback=params,
             highest=jnp.full((), -jnp.inf, vector.dtype),
+            settled=jnp.array(False),
             low=jnp.int32(0),
         )
 
@@ -95,7 +97,7 @@ class Anderson(Algorithm):
         residual = there - here
         above = holds(info, state.highest)
         low = jnp.where(above, 0, state.low + 1)
-        refused = (low > _PATIENCE) | ~holds(info, state.highest - _SLACK)
+        refused = (low > _PATIENCE) | ~holds(info, state.highest - near(info))
 
         # A full memory starts anew, with the latest difference.
         memory = state.steps.shape[0]
@@ -106,7 +108,9 @@ class Anderson(Algorithm):
         filled = (jnp.arange(memory) < count)[:, None]
         used = jnp.where(filled, steps, 0), jnp.where(filled, changes, 0)
         correction = _correction(residual, *used, state.successes)
-        proposes = (count > 0) & jnp.all(jnp.isfinite(correction))
+        # Far from an optimum a step of EM is safer: an extrapolation could leave its basin.
+        settled = state.settled | (above & (info.objective - state.highest < near(info)))
+        proposes = settled & (count > 0) & jnp.all(jnp.isfinite(correction))
         params = select(proposes, back(there - correction), updated)
         successes = jnp.where(above, jnp.minimum(state.successes + 1, _MOST), state.successes)
         return AndersonState(
@@ -119,6 +123,7 @@ class Anderson(Algorithm):
             successes=jnp.where(refused, jnp.maximum(state.successes - _PENALTY, 0), successes),
             fallback=select(above, updated, state.fallback),
             highest=jnp.where(above, info.objective.astype(here.dtype), state.highest),
+            settled=settled,
             low=jnp.where(refused, 0, low).astype(jnp.int32),
         ), Info(info.objective, info.log_likelihood, info.weight, ~above)
 

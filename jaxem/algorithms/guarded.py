@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # The guard lets an objective be lower by so many of its own roundings: less cannot be told apart.
 _ROUNDINGS = 32
+# What counts as near in objective, in units of the log-likelihood: at least, and per example.
+_NEAR, _NEAR_EACH = 0.1, 1e-4
 
 
 def to_vector(model: Model, params: Any) -> tuple[Float[Array, " P"], Callable[[Float[Array, " P"]], Any]]:
@@ -40,6 +42,11 @@ def mapped(algorithm: Algorithm, model: Model, params: Any, data: Any, weights: 
     """One step of the algorithm from these parameters: where it leads, and the objective of ``params``."""
     state, info = algorithm.step(model, algorithm.init(model, params, data, weights), data, weights)
     return state.params, info
+
+
+def near(info: Info) -> Float[Array, ""]:
+    """A difference in objective that is small: an excursion may be so low, and EM is settled when it gains no more."""
+    return jnp.maximum(_NEAR, _NEAR_EACH * info.weight)
 
 
 def holds(info: Info, least: Float[Array, ""]) -> Bool[Array, ""]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxem.algorithms.em import EM
-from jaxem.algorithms.guarded import holds, mapped, select, to_vector
+from jaxem.algorithms.guarded import holds, mapped, near, select, to_vector
 from jaxem.model import Algorithm, Info, Model, pytree, static
 
 if TYPE_CHECKING:
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 _FIRST, _SECOND, _PROPOSED = 0, 1, 2
 # The longest extrapolation grows by this factor when it is reached, and shrinks by it when the guard refuses one.
 _GROWTH = 4.0
-# The objective may be lower than the highest seen by so much, in units of the log-likelihood, for so many evaluations.
-_SLACK, _PATIENCE = 1.0, 8
+# The objective may be below the highest seen for so many evaluations.
+_PATIENCE = 8
+# How far below, in differences that count as near.
+_SLACK = 10.0
 
 
 @pytree
@@ -80,7 +82,7 @@ class Squarem(Algorithm):
         first, second = state.phase == _FIRST, state.phase == _SECOND
         above = holds(info, state.highest)
         low = jnp.where(above, 0, state.low + 1)
-        refused = (low > _PATIENCE) | ~holds(info, state.highest - _SLACK)
+        refused = (low > _PATIENCE) | ~holds(info, state.highest - _SLACK * near(info))
 
         change = there - here
         length, at_most = _step_length(state.residual, change - state.residual, state.longest, self.scheme)
