@@ -20,7 +20,7 @@ import numpy as np
 from jaxem.algorithms.em import EM
 from jaxem.implicit import fixed_point_tangent
 from jaxem.lane import Control, Lane, begin, input_status
-from jaxem.model import Algorithm, Model, UnsupportedError, pytree
+from jaxem.model import Algorithm, Model, pytree
 from jaxem.slots import Index, axes_of, drive, problem_of, put, take
 from jaxem.status import USABLE, Status
 
@@ -80,10 +80,7 @@ def _run(trace_size: int, problem: Any, params: Any, algorithm: Algorithm, contr
 @_run_primal.defjvp
 def _run_jvp(primals, tangents):
     _, problem, _, algorithm, _ = primals
-    if algorithm.estimates:
-        raise UnsupportedError(
-            f"{type(algorithm).__name__} has no fixed point to differentiate through: go on from its params with EM()"
-        )
+    algorithm = algorithm.limit()
     _, problem_dot, *_ = tangents
     result = _run_primal(*primals)
 

@@ -645,6 +645,10 @@ class Algorithm:
         """Its own stopping rule, of this tolerance where one is given; None for `RelativeGain`."""
         return None
 
+    def limit(self) -> Algorithm:
+        """An algorithm whose first step leaves the parameters where this one ends: derivatives go through that step."""
+        return self
+
     def init(self, model: Model, params: PyTree, data: PyTree, weights: Array | None) -> Any:
         """The state before the first step."""
         raise unsupported(self, "init", "the driver")

@@ -172,7 +172,7 @@ class TestHonesty:
     def test_no_derivative(self, float64, problem):
         x, params, _ = problem
         with pytest.raises(jaxem.UnsupportedError, match="fixed point"):
-            jax.grad(lambda w: jaxem.run(MODEL, params, x, w, algorithm=StochasticEM(KEY, 20)).objective)(
+            jax.grad(lambda w: jaxem.run(MODEL, params, x, w, algorithm=StochasticEM(KEY, 20, Online())).objective)(
                 jnp.ones(len(x))
             )
 
@@ -240,3 +240,29 @@ def test_settled():
         memory, now = rule.check(memory, Progress(None, jnp.float32(objective), jnp.float32(previous), jnp.float32(10)))
         met.append(bool(now))
     assert met == [False] * 6 + [True, True, True]
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        StochasticEM(KEY, 20),
+        jaxem.MulticycleECM([["rate"]]),
+        jaxem.Annealing([2.0, 1.5]),
+    ],
+    ids=["incremental", "multicycle", "annealing"],
+)
+def test_derivatives_of_the_limit(float64, problem, algorithm):
+    """Whatever the way there, the optimum moves with the data as that of EM does."""
+    x, _, best = problem
+    control = jaxem.Control(jaxem.ParameterChange(1e-11), max_steps=2000)
+    how = jnp.asarray(np.random.default_rng(4).normal(size=len(x)))
+
+    def moved(algorithm):
+        def rate(weights):
+            return jaxem.run(
+                MODEL, best.params, x, weights, algorithm=algorithm, control=control
+            ).params.likelihood.rate
+
+        return jax.jit(lambda w: jax.jvp(rate, (w,), (how,))[1])(jnp.ones(len(x)))
+
+    np.testing.assert_allclose(moved(algorithm), moved(jaxem.EM()), rtol=1e-6)

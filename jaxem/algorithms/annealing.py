@@ -106,6 +106,9 @@ class Annealing(Algorithm):
     def stopping(self, tol: float | None) -> Any:
         return self.inner.stopping(tol)
 
+    def limit(self) -> Algorithm:
+        return self.inner.limit()
+
     def init(self, model: Model, params: Any, data: Any, weights: Any) -> AnnealingState:
         inner = self.inner.init(self._at(model, jnp.int32(0)), params, data, weights)
         return AnnealingState(params, inner, jnp.int32(0))

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxem.algorithms.em import EM
 from jaxem.algorithms.mini_batches import check_batch_size, check_divisible, deal, mini_batch
 from jaxem.blocks import long_sum
 from jaxem.free import held_leaves, keep_leaves
-from jaxem.model import Algorithm, Info, Model, leaf_name, num_examples, pytree, static
+from jaxem.model import Algorithm, Info, Model, UnsupportedError, leaf_name, num_examples, pytree, static
 from jaxem.stopping import Plateau, Settled, Stopping
 from jaxem.validate import check_key
 
@@ -66,6 +67,13 @@ class GradientEM(Algorithm):
         if self.batch_size is None:
             return Settled() if tol is None else Settled(tol)
         return Plateau() if tol is None else Plateau(tol)
+
+    def limit(self) -> EM:
+        if self.batch_size is not None:
+            raise UnsupportedError(
+                "steps on mini-batches have no fixed point to differentiate through: go on with EM()"
+            )
+        return EM()
 
     def init(self, model: Model, params: Any, data: Any, weights: Any) -> GradientState:
         if self.batch_size is not None:

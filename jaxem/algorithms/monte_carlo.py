@@ -60,6 +60,9 @@ class MonteCarloEM(Algorithm):
     def stopping(self, tol: float | None) -> Plateau:
         return Plateau(window=_WINDOW) if tol is None else Plateau(tol, _WINDOW)
 
+    def limit(self) -> Algorithm:
+        raise UnsupportedError("draws have no derivative: MonteCarloEM has no fixed point to differentiate through")
+
     def init(self, model: Model, params: Any, data: Any, weights: Any) -> MonteCarloState:
         _check_draws(model, self.key)
         if self.growth is not None and not model.additive:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from jaxem.algorithms.em import EM
 from jaxem.ascent import Ascent, Newton
 from jaxem.free import held_leaves, keep_leaves
 from jaxem.model import Algorithm, Info, Model, leaf_name, pytree, static
@@ -52,6 +53,9 @@ class MulticycleECM(Algorithm):
         object.__setattr__(self, "on_likelihood", tuple(self.on_likelihood))
         if not isinstance(self.ascent, Ascent):
             raise ValueError(f"ascent is a method such as jaxem.Newton(2); got {self.ascent!r}")
+
+    def limit(self) -> EM:
+        return EM()
 
     def init(self, model: Model, params: Any, data: Any, weights: Any) -> MulticycleState:
         self._blocks(model)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
+from jaxem.algorithms.em import EM
 from jaxem.algorithms.mini_batches import check_batch_size, check_divisible, deal, mini_batch
 from jaxem.algorithms.updates import Incremental, Update, Visit
 from jaxem.blocks import long_sum
@@ -63,6 +64,14 @@ class StochasticEM(Algorithm):
             return None
         window = self.update.window
         return Plateau(window=window) if tol is None else Plateau(tol, window)
+
+    def limit(self) -> EM:
+        if self.update.noisy:
+            name = type(self.update).__name__
+            raise UnsupportedError(
+                f"{name} EM has no fixed point to differentiate through: go on from its params with EM()"
+            )
+        return EM()
 
     def init(self, model: Model, params: Any, data: Any, weights: Any) -> StochasticState:
         self._check(model, data)
