@@ -63,13 +63,16 @@ class Chart:
         return self.cotangent @ away
 
 
-def chart_at(model: Model, params: Any) -> tuple[Chart, Float[np.ndarray, "M P"]]:
-    """The chart at ``params`` and the derivatives of the natural parameters by the free coordinates.
+def chart_at(
+    model: Model, params: Any, data: Any, weights: Any = None
+) -> tuple[Model, Chart, Float[np.ndarray, "M P"]]:
+    """The model calibrated to the data, the chart at ``params``, and the derivatives of these by the free coordinates.
 
     On the host: how many directions there are to move in depends on the values. Raises UnsupportedError where the model
     does not define `Model.to_free`.
     """
-    derivative = np.asarray(_derivative(model, params), float)
+    model, derivative = _derivative(model, params, data, weights)
+    derivative = np.asarray(derivative, float)
     held = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(model.held(params))])
     dtype = ravel_pytree(params)[0].dtype
     finfo = jnp.finfo(dtype)
@@ -84,13 +87,14 @@ def chart_at(model: Model, params: Any) -> tuple[Chart, Float[np.ndarray, "M P"]
         correction=jnp.asarray(correction, dtype),
         fixed=jnp.asarray(np.flatnonzero(~alive)),
     )
-    return chart, derivative
+    return model, chart, derivative
 
 
 @jax.jit
-def _derivative(model: Model, params: Any) -> Float[Array, "M P"]:
+def _derivative(model: Model, params: Any, data: Any, weights: Any) -> tuple[Model, Float[Array, "M P"]]:
+    model = model.calibrate(data, weights)
     origin, from_vector = coordinates(model, params)
-    return jax.jacfwd(lambda v: ravel_pytree(from_vector(v))[0])(origin)
+    return model, jax.jacfwd(lambda v: ravel_pytree(from_vector(v))[0])(origin)
 
 
 def _tangents(derivative: np.ndarray, held: np.ndarray, eps: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

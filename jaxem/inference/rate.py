@@ -73,8 +73,7 @@ def convergence_rate(
     num = validate.check_count("num", num, 1)
     max_steps = validate.check_count("max_steps", max_steps, 1)
     model, params, data, weights = check_fit(model, params, data, weights)
-    model = jax.jit(lambda m, d, w: m.calibrate(d, w))(model, data, weights)
-    chart, _ = chart_at(model, params)
+    model, chart, _ = chart_at(model, params, data, weights)
     if num > chart.size:
         raise ValueError(f"num must be at most {chart.size}, the number of coordinates that can move; got {num}")
     columns = min(chart.size, num + _BESIDE)

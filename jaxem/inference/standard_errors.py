@@ -132,8 +132,8 @@ def standard_errors(
     brought to the natural scale by the delta method, Var θ ≈ D I⁻¹ Dᵀ with D = ∂θ/∂v. Of a model with a prior it is the
     information of the penalized objective, so that the errors are those of the posterior's normal approximation.
 
-    model, params, data, weights: as they were fitted (those of a `Result`); the error of float32 data is some 1e-3, of
-    float64 the last digits'. Fit with a small tol first: errors hold at the optimum.
+    model, params, data, weights: as they were fitted (those of a `Result`); float64 is
+    advised, float32 leaves some three digits. Fit with a small tol first: errors hold at the optimum.
     method: "hessian" differentiates the log-likelihood twice; "oakes" its gradient as EM has it, once (Oakes 1999);
     "louis" is complete less missing information (Louis 1982), the missing information being the covariance of the
     complete-data score given the data, ∂²q(θ' | θ)/∂θ'∂θ; "sem" is I_complete (I − J) with J the Jacobian of the EM
@@ -162,7 +162,7 @@ def standard_errors(
         )
     if method in ("scores", "sandwich", "bootstrap"):
         check_examples(model, data, f"method {method!r}")
-    model = _calibrated(model, data, weights)
+    model, chart, derivative = chart_at(model, params, data, weights)
     if method == "bootstrap":
         key = validate.check_key(key, "the bootstrap")
         count = validate.check_count("num_samples", num_samples, 2)
@@ -172,8 +172,7 @@ def standard_errors(
         else:
             all_of_them = spelled_out(data, weights, "a parametric bootstrap")
             run = simulated(model, params, all_of_them, key, count, control)
-        return _spread(model, params, data, weights, run)
-    chart, derivative = chart_at(model, params)
+        return _spread(model, params, chart, derivative, data, weights, run)
     how, spread = method, None
     if method == "sandwich":
         how, (_, spread) = "hessian", jax.device_get(_scores(model.specialize(None), params, chart, data, weights))
@@ -209,11 +208,6 @@ def check_examples(model: Model, data: Any, what: str) -> None:
             f"{what} needs independent examples, and the rows of flat sequences depend on each other: "
             "pad them (jaxem.sequences.pad)"
         )
-
-
-@jax.jit
-def _calibrated(model: Model, data: Any, weights: Any) -> Model:
-    return model.calibrate(data, weights)
 
 
 @functools.partial(jax.jit, static_argnames="method")
@@ -278,12 +272,13 @@ def _assemble(
     )
 
 
-def _spread(model: Model, params: Any, data: Any, weights: Any, run: Run) -> StandardErrors:
+def _spread(
+    model: Model, params: Any, chart: Chart, derivative: np.ndarray, data: Any, weights: Any, run: Run
+) -> StandardErrors:
     """From the lanes of a bootstrap."""
     status = np.asarray(run.status)
     good = [int(s) for s in Status if s.usable and s != Status.DEGENERATE]
     used = np.isin(status, good)
-    chart, derivative = chart_at(model, params)
     redundant = max(0, chart.size - _free_parameters(model, params))
     said = []
     if redundant:
