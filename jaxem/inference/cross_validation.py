@@ -84,8 +84,8 @@ def cross_validate(
     examples (pad them); warns with `ConvergenceWarning` where the best start of a fold did not converge.
     """
     validate.check_model(model)
-    check_examples(model, data, "cross-validation")
     data = validate.to_device(data, model.keeps_types)
+    check_examples(model, data, "cross-validation")
     n = validate.check_data(model, data)
     model = model.specialize(data)
     dtype = float_type(data)

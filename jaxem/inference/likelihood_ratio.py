@@ -79,8 +79,8 @@ def likelihood_ratio_test(
     key = validate.check_key(key, "the bootstrap")
     for model in (null, alternative):
         validate.check_model(model)
-    check_examples(null, data, "the likelihood ratio test")
     data = validate.to_device(data, null.keeps_types)
+    check_examples(null, data, "the likelihood ratio test")
     n = validate.check_data(null, data)
     weights = validate.check_weights(weights, (n,), float_type(data), alternative.min_examples)
     data = spelled_out(data, weights, "the likelihood ratio test")
