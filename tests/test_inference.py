@@ -526,3 +526,20 @@ def test_gap_of_the_bound(float64):
     q = jnp.full_like(posterior, 0.5)
     expected = jnp.sum(days[:, None] * q * (jnp.log(q) - jnp.log(posterior)))
     relative(gap(result.model, result.params, x, q, days), expected, 1e-9)
+
+
+def test_what_is_held_has_a_name(float64):
+    """Through wrappers, and through members that are models."""
+    inner = jaxem.Mixture(jaxem.Poisson(), 2)
+    params = LatentParams(CategoricalParams(jnp.array([0.3, 0.7])), PoissonParams(jnp.ones((2, 3))))
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(inner.held(params)))
+    frozen = jaxem.Chunked(jaxem.Frozen(jaxem.Frozen(inner, {"rate": [True, False]}), ["weights"]), 4)
+    held = frozen.held(params)
+    np.testing.assert_array_equal(held.latent.weights, [True, True])
+    np.testing.assert_array_equal(held.likelihood.rate, [[True] * 3, [False] * 3])
+
+    members = jaxem.Mixture(jaxem.Frozen(jaxem.PPCA(1), ["noise"]), 2)
+    own = jaxem.FactorParams(jnp.zeros((2, 3)), jnp.ones((2, 3, 1)), jnp.ones(2))
+    held = members.held(LatentParams(CategoricalParams(jnp.array([0.3, 0.7])), own))
+    np.testing.assert_array_equal(held.likelihood.noise, [True, True])
+    assert not np.any(held.likelihood.loadings)
