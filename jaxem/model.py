@@ -333,6 +333,10 @@ class Model:
         """Which entries of the parameters the M-step holds fixed: booleans shaped like them, on the host."""
         return nothing_held(params)
 
+    def elbo(self, params: PyTree, data: PyTree, q: PyTree, weights: Float[Array, " N"] | None = None) -> Array:
+        """Σ_n w_n (E_q[log p(x_n, z | params)] + H[q_n]) for any q (see `jaxem.elbo`)."""
+        raise unsupported(self, "elbo", "the bound of a given q")
+
     def log_likelihood(self, params: PyTree, data: PyTree) -> Float[Array, " N"]:
         """log p(x_n | params) of every example."""
         raise unsupported(self, "log_likelihood", "scoring")

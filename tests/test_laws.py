@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -144,7 +145,82 @@ COUNT_SEQUENCES = jaxem.Data(
 )
 MISSING_STEPS = jaxem.Data(_COUNTED_STEPS.astype(float), mask=_STATES.random((24, 5)) < 0.8)
 
+
+def _two_poissons(params, x, z):
+    terms = x * jnp.log(params["rate"][z]) - params["rate"][z] - jax.scipy.special.gammaln(x + 1)
+    return jnp.log(params["weights"][z]) + jnp.sum(terms)
+
+
+def _poisson_sums(x, z):
+    one = jax.nn.one_hot(z, 2, dtype=x.dtype)
+    return {"n": one, "x": one[:, None] * x}
+
+
+def _poisson_draw(key, params):
+    z = jax.random.categorical(key, jnp.log(params["weights"]))
+    return jax.random.poisson(jax.random.fold_in(key, 1), params["rate"][z]).astype(params["rate"].dtype), z
+
+
+def _item_response(params, x, z):
+    eta = params["a"] * z + params["b"]
+    return jnp.sum(x * eta - jax.nn.softplus(eta)) - z**2 / 2 - np.log(2 * np.pi) / 2
+
+
+def _item_response_draw(key, params):
+    z = jax.random.normal(key)
+    eta = params["a"] * z + params["b"]
+    return (jax.random.uniform(jax.random.fold_in(key, 1), (3,)) < jax.nn.sigmoid(eta)).astype(eta.dtype), z
+
+
+_POISSONS = {
+    "latent": jaxem.Discrete(2),
+    "init": lambda key: {"weights": jnp.array([0.4, 0.6]), "rate": 1 + 5 * jax.random.uniform(key, (2, 2))},
+    "constraints": {"weights": "simplex", "rate": "positive"},
+}
+_CHAIN_OF_GAUSSIANS = jaxem.LogJoint(
+    jaxem.ChainLogJoint(
+        initial=lambda p, z: jnp.log(p["initial"][z]),
+        transition=lambda p, z, z_next: jnp.log(p["transition"][z, z_next]),
+        emission=lambda p, x, z: jnp.sum(jax.scipy.stats.norm.logpdf(x, p["mean"][z], 1.0)),
+    ),
+    jaxem.Chain(2),
+    lambda key, data: {
+        "initial": jnp.array([0.4, 0.6]),
+        "transition": jnp.array([[0.8, 0.2], [0.3, 0.7]]),
+        "mean": jax.random.normal(key, (2, data.x.shape[-1])),
+    },
+    constraints={"initial": "simplex", "transition": "simplex"},
+)
+
 MODELS = {
+    "log joint, poissons": (jaxem.LogJoint(_two_poissons, sample=_poisson_draw, **_POISSONS), COUNTS),
+    "log joint, closed form, chunked": (
+        jaxem.Chunked(
+            jaxem.LogJoint(
+                _two_poissons,
+                statistics=_poisson_sums,
+                sample=_poisson_draw,
+                m_step=lambda _, s: {"weights": s["n"] / jnp.sum(s["n"]), "rate": s["x"] / s["n"][:, None]},
+                **_POISSONS,
+            ),
+            16,
+        ),
+        COUNTS,
+    ),
+    "log joint, quadrature": (
+        jaxem.LogJoint(
+            _item_response,
+            jaxem.GaussianLatent(),
+            lambda key: {"a": 1 + 0.3 * jax.random.normal(key, (3,)), "b": jnp.zeros(3)},
+            sample=_item_response_draw,
+        ),
+        ANSWERS,
+    ),
+    "log joint, chain": (_CHAIN_OF_GAUSSIANS, SEQUENCES),
+    "gradient m-step, with log-prior": (
+        jaxem.GradientM(_mixture("poisson"), log_prior=lambda p: -jnp.sum(p.likelihood.rate**2)),
+        COUNTS,
+    ),
     **{f"mixture, {name}": (jaxem.Mixture(family, 2), data) for name, (family, data) in FAMILIES.items()},
     "one component": (_mixture("gaussian full", 1), POINTS),
     "with prior, gaussian full": (jaxem.WithPrior(_mixture("gaussian full"), 2.0), POINTS),
@@ -254,6 +330,7 @@ LEFT_OUT = {
     "with prior, chunked, hidden Markov model": _CHAIN,
     "frozen transitions": _CHAIN,
     "hard mixture": _HARD,
+    "log joint, chain": _CHAIN | {"sample": "it was given no sampler"},
     "hard hidden Markov model": _HARD,
     "annealed mixture": _ANNEALED,
     "hidden Markov model of mixtures": _CHAIN,

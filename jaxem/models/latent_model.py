@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import entr
 
 from jaxem import layout
 from jaxem.blocks import LONG, LONG_BLOCK, block_size_near, long_sum, sum_over_blocks
@@ -366,6 +367,16 @@ class LatentModel(Model):
         # Statistics at other parameters, or none, say nothing of the density of what is observed.
         terms = jnp.where(marginals == 0, 0, marginals * self._prepared_potentials(params, data))
         return latent + jnp.sum(terms)
+
+    def elbo(self, params: LatentParams, data: Any, q: Float[Array, "N K"], weights: Array | None = None) -> Array:
+        if not self.latent.independent:
+            name = type(self.latent).__name__
+            raise UnsupportedError(
+                f"q of shape [N, K] does not describe a distribution over the dependent values of {name}"
+            )
+        entropy = jnp.sum(entr(q), axis=-1)
+        entropy = jnp.sum(entropy if weights is None else entropy * weights)
+        return self.expected_log_joint(params, data, q, weights) + entropy
 
     def _overall(self, data: Any, weights: Array | None) -> Any:
         """The family's statistics per observation, the same for every component."""

@@ -229,6 +229,9 @@ class _LogJoint(Model):
     def predict(self, params, data):
         return self.latent.predict(self.log_joint, *self._on_device(params, data))
 
+    def elbo(self, params, data, q, weights=None):
+        return self.latent.bound(self.log_joint, *self._on_device(params, data), q, weights)
+
     def _on_device(self, params: Any, data: Any) -> tuple[Any, Any]:
         """Arrays of JAX, which a user's function may index by traced numbers."""
         params, data = jax.tree.map(jnp.asarray, (params, data))

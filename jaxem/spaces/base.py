@@ -71,6 +71,12 @@ class LatentSpace:
         """The most probable z of every example."""
         raise unsupported(self, "predict", "prediction")
 
+    def bound(
+        self, log_joint: LogJointFunction, params: Any, data: Any, q: Any, weights: Array | None
+    ) -> Float[Array, ""]:
+        """Σ_n w_n (E_q[log p(x_n, z | params)] + H[q_n]) for any q."""
+        raise unsupported(self, "bound", "the ELBO of a given q")
+
     def redraw(self, key: Array) -> LatentSpace:
         """The space with its random numbers drawn anew; itself where it has none."""
         return self

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import entr
 
 from jaxem.linalg import dot
 from jaxem.model import num_examples, pytree, static
@@ -119,10 +119,14 @@ class Discrete(LatentSpace):
         best = jnp.argmax(self.table(log_joint, params, rows_of(data)), axis=0)
         return jax.tree.map(lambda values: values[best], self._values())
 
-    def given(self, data: Any, q: Array, weights: Array | None) -> Enumerated:
-        """The expectation of any q, [N, n] or [N, n₁, n₂, …]."""
-        n, expected = num_examples(data), (num_examples(data), *self.sizes)
+    def bound(self, log_joint, params, data, q, weights):
+        """q: [N, n]; of a product [N, n₁, n₂, …]."""
+        q, expected = jnp.asarray(q), (num_examples(data), *self.sizes)
         if q.shape != expected:
-            raise ValueError(f"q needs shape {expected}, one row of probabilities for every example; got {q.shape}")
-        coefficients = q.reshape(n, math.prod(self.sizes)).T
-        return Enumerated(rows_of(data), coefficients if weights is None else coefficients * weights)
+            raise ValueError(
+                f"q needs shape {expected}, probabilities of the values of z for every example; got {q.shape}"
+            )
+        rows = q.reshape(expected[0], -1)
+        each = jnp.ones(expected[0], rows.dtype) if weights is None else weights
+        joint = self.expected(log_joint, params, Enumerated(rows_of(data), rows.T * each))
+        return joint + jnp.sum(each * jnp.sum(entr(rows), axis=-1))

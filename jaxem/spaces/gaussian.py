@@ -189,6 +189,24 @@ class GaussianLatent(LatentSpace):
     def thin(self, expectation, num_rows):
         return points.thin(expectation, num_rows)
 
+    def bound(self, log_joint, params, data, q, weights):
+        """q: (mean, covariance) of a normal distribution for every example, [N, L] and [N, L, L]."""
+        rows, length = rows_of(data), self._length
+        n = num_examples(rows)
+        mean, covariance = (jnp.asarray(part) for part in q)
+        if mean.shape != (n, length) or covariance.shape != (n, length, length):
+            expected = f"{(n, length)} and {(n, length, length)}"
+            raise ValueError(f"q is (mean, covariance) of shapes {expected}; got {mean.shape} and {covariance.shape}")
+        root = cholesky(covariance)
+        nodes, log_weights = _hermite(self.method.num_nodes if isinstance(self.method, Quadrature) else 15, length)
+        normal = log_weights - 0.5 * np.sum(nodes**2, axis=-1) - 0.5 * length * math.log(2 * math.pi)
+        z = mean[:, None] + dot(jnp.asarray(nodes, mean.dtype)[None], jnp.swapaxes(root, -1, -2))
+        each = jnp.ones(n, mean.dtype) if weights is None else weights
+        share = jnp.asarray(np.exp(normal), mean.dtype)
+        joint = points.expected(self._target(log_joint), params, points.Points(rows, z, each[:, None] * share))
+        entropy = 0.5 * length * (1 + math.log(2 * math.pi)) + jnp.sum(jnp.log(diagonal(root)), axis=-1)
+        return joint + jnp.sum(each * entropy)
+
     def posterior(self, log_joint, params, data):
         """Mean, [N, L], and covariance, [N, L, L], of z given x_n; by Laplace the mode and the inverse curvature."""
         rows = rows_of(data)

@@ -112,6 +112,9 @@ class Wrapper(Model):
     def held(self, params) -> Any:
         return self.model.held(params)
 
+    def elbo(self, params, data, q, weights=None):
+        return self.model.elbo(params, data, q, weights)
+
     def log_likelihood(self, params, data):
         return self.model.log_likelihood(params, data)
 
