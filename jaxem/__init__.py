@@ -116,6 +116,8 @@ from jaxem.models import (
     LogJoint,
     Mixture,
     MixtureOfExperts,
+    Variational,
+    VariationalParams,
     forecast,
     pair_posterior,
 )
@@ -271,6 +273,8 @@ __all__ = [
     "Tied",
     "UnsupportedError",
     "VarianceReduced",
+    "Variational",
+    "VariationalParams",
     "VonMisesFisher",
     "VonMisesFisherParams",
     "WithNoise",

@@ -206,6 +206,9 @@ class Model:
     #: True where the M-step raises q without maximizing it (generalized EM).
     generalized: bool = False
 
+    #: What the objective, without the prior, is called where a fit is described.
+    objective_name: str = "log-likelihood"
+
     #: False where the E-step draws, and so only estimates the objective or its statistics: the objective may then fall.
     monotone: bool = True
 
@@ -418,6 +421,8 @@ class Latent:
     independent: bool = False
     #: True when an example is a sequence.
     sequential: bool = False
+    #: What its log-normalizer is called (see `Model.objective_name`).
+    objective_name: str = "log-likelihood"
     #: True where `maximize` raises q without maximizing it (see `Model.generalized`).
     generalized: bool = False
     #: False where `infer` draws, so that what is climbed may fall (see `Model.monotone`).

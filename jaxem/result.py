@@ -123,7 +123,7 @@ class Result:
 
 def _summary(result: Result) -> list[str]:
     lines = [f"{describe(result.model)}, fitted to {_size(result)}"]
-    likelihood = f"log-likelihood {_number(result.log_likelihood)}"
+    likelihood = f"{result.model.objective_name} {_number(result.log_likelihood)}"
     if result.objective != result.log_likelihood:
         likelihood += f"   with log-prior {_number(result.objective)}"
     if result.num_free_parameters is not None:
@@ -173,7 +173,7 @@ _LATENTS = {
 _NAMES = {
     "FactorAnalysis": "Factor analysis",
     "PPCA": "Probabilistic PCA",
-    "LogJoint": "Model of a log joint",
+    "LogJointModel": "Model of a log joint",
     "FixedPoint": "Given EM map",
 }
 

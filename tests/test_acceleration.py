@@ -203,5 +203,7 @@ def test_a_proposal_that_is_not_a_number_is_turned_down():
 def test_what_is_refused():
     with pytest.raises(ValueError, match="memory must be a whole number"):
         jaxem.Anderson(memory=0)
+    with pytest.raises(ValueError, match="StochasticEM only estimates its objective"):
+        jaxem.Squarem(jaxem.StochasticEM(key=jax.random.key(0), batch_size=10))
     with pytest.raises(ValueError, match="scheme is 1 or 3"):
         jaxem.Squarem(scheme=2)

@@ -531,3 +531,98 @@ class TestGradients:
             return params["a"]
 
         assert np.all(np.isnan(jax.grad(total)(jnp.arange(3.0))))
+
+
+def two_causes(params, x, z):
+    """Two binary causes of four binary effects."""
+    first, second = z
+    logit = params["base"] + first * params["first"] + second * params["second"]
+    prior = jnp.log(params["p"])[first] + jnp.log(params["r"])[second]
+    return prior + jnp.sum(x * logit - jax.nn.softplus(logit))
+
+
+CAUSES = {
+    "p": np.array([0.3, 0.7]),
+    "r": np.array([0.6, 0.4]),
+    "base": np.array([-1.0, 0.0, -2.0, 0.5]),
+    "first": np.array([1.0, -2.0, 2.5, 0.0]),
+    "second": np.array([2.0, -1.5, 3.0, 1.0]),
+}
+EFFECTS = RNG.integers(0, 2, (40, 4)).astype(float)
+
+
+class TestBound:
+    def test_of_a_product(self, float64):
+        model = jaxem.LogJoint(two_causes, jaxem.Discrete((2, 2)))
+        q = jax.random.dirichlet(KEY, jnp.ones(4), (40,)).reshape(40, 2, 2)
+        joint = np.array([[[two_causes(CAUSES, x, (i, j)) for j in (0, 1)] for i in (0, 1)] for x in EFFECTS])
+        expected = float(np.sum(q * (joint - np.log(q))))
+        assert jaxem.elbo(model, CAUSES, EFFECTS, q) == pytest.approx(expected, rel=1e-12)
+        posterior = model.posterior(CAUSES, EFFECTS)
+        assert jaxem.kl_gap(model, CAUSES, EFFECTS, posterior) == pytest.approx(0, abs=1e-10)
+        gap = float(jnp.sum(q * jnp.log(q / posterior)))
+        assert jaxem.kl_gap(model, CAUSES, EFFECTS, q) == pytest.approx(gap, rel=1e-10)
+        with pytest.raises(ValueError, match=r"q needs shape \(40, 2, 2\)"):
+            jaxem.elbo(model, CAUSES, EFFECTS, q[:3])
+
+    def test_of_normal_distributions(self, float64):
+        """In the factor model the posterior is normal: the bound touches there, and the gap elsewhere is a known KL."""
+        x = TestGaussianLatent.X
+        model = jaxem.LogJoint(factor, jaxem.GaussianLatent())
+        mean, covariance = model.posterior(FACTOR, x)
+        assert jaxem.kl_gap(model, FACTOR, x, (mean, covariance)) == pytest.approx(0, abs=1e-9)
+        ratio = 2.0 * covariance / covariance
+        kl = float(0.5 * jnp.sum(ratio - 1 - jnp.log(ratio)) + 0.5 * jnp.sum(0.3**2 / covariance))
+        assert jaxem.kl_gap(model, FACTOR, x, (mean + 0.3, 2 * covariance)) == pytest.approx(kl, rel=1e-9)
+
+    def test_a_chain_has_none(self):
+        model = jaxem.LogJoint(
+            jaxem.ChainLogJoint(lambda p, z: 0.0, lambda p, z, w: 0.0, lambda p, x, z: 0.0), jaxem.Chain(2)
+        )
+        with pytest.raises(jaxem.UnsupportedError, match="bound"):
+            jaxem.elbo(model, {"a": 1.0}, COUNTS, np.full((45, 2), 0.5))
+
+
+class TestVariational:
+    MODEL = jaxem.LogJoint(two_causes, jaxem.Discrete((2, 2)), constraints={"p": "simplex", "r": "simplex"})
+
+    def start(self):
+        return jaxem.VariationalParams(CAUSES, tuple(np.full((40, 2), 0.5) for _ in range(2)))
+
+    def test_the_bound_rises_and_is_below_the_likelihood(self, float64):
+        model = jaxem.Variational(self.MODEL)
+        result = jaxem.fit(model, EFFECTS, params=self.start(), tol=1e-9)
+        assert np.all(np.diff(result.trace) >= -1e-9)
+        likelihood = np.sum(model.log_likelihood(result.params, EFFECTS))
+        first, second = result.params.q
+        product = first[:, :, None] * second[:, None, :]
+        bound = float(jaxem.elbo(self.MODEL, result.params.model, EFFECTS, product))
+        assert result.log_likelihood == pytest.approx(bound, rel=1e-12)
+        assert bound < likelihood
+        assert str(result).splitlines()[1].startswith("ELBO")
+        assert result.num_free_parameters == 14
+
+    def test_each_factor_is_the_best_given_the_other(self, float64):
+        model = jaxem.Variational(self.MODEL)
+        step = jax.jit(lambda p: jaxem.VariationalParams(CAUSES, model.e_step(p, jnp.asarray(EFFECTS)).stats.q))
+        params = jax.tree.map(jnp.asarray, self.start())
+        for _ in range(60):
+            params = step(params)
+        joint = np.array([[[two_causes(CAUSES, x, (i, j)) for j in (0, 1)] for i in (0, 1)] for x in EFFECTS])
+        expected = np.exp(np.einsum("nij,nj->ni", joint, params.q[1]))
+        np.testing.assert_allclose(params.q[0], expected / expected.sum(1, keepdims=True), atol=1e-9)
+
+    def test_one_block_is_exact_em(self, float64):
+        model = jaxem.Variational(self.MODEL, [[0, 1]])
+        start = jaxem.VariationalParams(CAUSES, (np.asarray(self.MODEL.posterior(CAUSES, EFFECTS)).reshape(40, 4),))
+        few = jaxem.Control(jaxem.Never(), 4)
+        ours = jax.jit(lambda p: jaxem.run(model, p, EFFECTS, control=few))(start)
+        theirs = jax.jit(lambda p: jaxem.run(self.MODEL, p, EFFECTS, control=few))(CAUSES)
+        np.testing.assert_allclose(ours.params.model["first"], theirs.params["first"], rtol=1e-10)
+        assert ours.log_likelihood < theirs.log_likelihood  # q is that of the step before
+
+    def test_what_it_refuses(self):
+        with pytest.raises(ValueError, match="over a product of discrete variables"):
+            jaxem.Variational(jaxem.LogJoint(poissons, jaxem.Discrete(2)))
+        with pytest.raises(ValueError, match=r"each of the variables 0 … 1 exactly once; got \[\[0\]\]"):
+            jaxem.Variational(self.MODEL, [[0]])

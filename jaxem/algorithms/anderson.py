@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxem.algorithms.em import EM
-from jaxem.algorithms.guarded import holds, mapped, near, select, to_vector
+from jaxem.algorithms.guarded import check_inner, holds, mapped, near, select, to_vector
 from jaxem.linalg import dot
 from jaxem.model import Algorithm, Info, Model, pytree, static
 
@@ -64,6 +64,7 @@ class Anderson(Algorithm):
     memory: int = static(default=10)
 
     def __post_init__(self):
+        check_inner(self.inner)
         if not isinstance(self.memory, int) or self.memory < 1:
             raise ValueError(f"memory must be a whole number, at least 1; got {self.memory!r}")
 

@@ -44,6 +44,12 @@ def mapped(algorithm: Algorithm, model: Model, params: Any, data: Any, weights: 
     return state.params, info
 
 
+def check_inner(inner: Any) -> None:
+    """Raise ValueError where the objectives of an algorithm, by which proposals are judged, are noisy."""
+    if isinstance(inner, Algorithm) and inner.estimates:
+        raise ValueError(f"{type(inner).__name__} only estimates its objective, by which an acceleration is guarded")
+
+
 def near(info: Info) -> Float[Array, ""]:
     """A difference in objective that is small: an excursion may be so low, and EM is settled when it gains no more."""
     return jnp.maximum(_NEAR, _NEAR_EACH * info.weight)

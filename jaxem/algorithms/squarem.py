@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxem.algorithms.em import EM
-from jaxem.algorithms.guarded import holds, mapped, near, select, to_vector
+from jaxem.algorithms.guarded import check_inner, holds, mapped, near, select, to_vector
 from jaxem.model import Algorithm, Info, Model, pytree, static
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class Squarem(Algorithm):
     scheme: int = static(default=1)
 
     def __post_init__(self):
+        check_inner(self.inner)
         if self.scheme not in (1, 3):
             raise ValueError(f"scheme is 1 or 3; got {self.scheme!r}")
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Annealed(LatentWrapper):
     """The latent with its posterior at a temperature T: ``q(z) ∝ p(x, z | θ)^(1/T)``.
 
-    EM then climbs the free energy ``T log Σ_z p(x, z | θ)^(1/T)``, which is what it reports (as log-likelihood): the
+    EM then climbs the free energy ``T log Σ_z p(x, z | θ)^(1/T)``, which is what it reports: the
     maximum over q of E_q[log p(x, z | θ)] + T H[q]. At T = 1 it is the log-likelihood, and the smaller T, the nearer it
     is to that of `Hard` (of chains down to some hundredths, below which messages underflow). `jaxem.Annealing` lowers T
     from step to step (Ueda & Nakano 1998, Neural Networks 11).
@@ -26,6 +26,8 @@ class Annealed(LatentWrapper):
 
     latent: Latent
     temperature: float | Array = 1.0
+
+    objective_name = "free energy"
 
     def __post_init__(self):
         LatentWrapper.__post_init__(self)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Hard(LatentWrapper):
     """The latent with its posterior replaced by its mode: hard clusters, or the Viterbi path of a chain.
 
-    EM then climbs the classification likelihood ``max_z log p(x, z | θ)``, which is what it reports (as log-likelihood);
+    EM then climbs the classification likelihood ``max_z log p(x, z | θ)``, which is what it reports;
     of a chain this is segmental, or Viterbi, training. It is not the log-likelihood: it is a bound from below that
     touches only where the posterior is certain, and its maximum is biased towards well separated components.
     Give it where a latent stands: ``LatentModel(Hard(Categorical(3)), Gaussian())`` (Celeux & Govaert 1992; Juang &
@@ -27,6 +27,8 @@ class Hard(LatentWrapper):
     """
 
     latent: Latent
+
+    objective_name = "classification log-likelihood"
 
     def infer(self, params: Any, potentials: Array, data: Data, weights: Array | None) -> Inference:
         path = self.latent.mode(params, potentials, data)

@@ -6,6 +6,7 @@ from jaxem.models.hmm import HMM, Forecast, InputOutputHMM, forecast, pair_poste
 from jaxem.models.latent_model import LatentModel, LatentParams, LatentStats
 from jaxem.models.log_joint import Expectation, LogJoint
 from jaxem.models.mixture import Mixture, MixtureOfExperts
+from jaxem.models.variational import Variational, VariationalParams
 
 __all__ = [
     "HMM",
@@ -23,6 +24,8 @@ __all__ = [
     "LogJoint",
     "Mixture",
     "MixtureOfExperts",
+    "Variational",
+    "VariationalParams",
     "forecast",
     "pair_posterior",
 ]

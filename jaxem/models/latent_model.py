@@ -76,6 +76,10 @@ class LatentModel(Model):
         return self.latent.num_components
 
     @property
+    def objective_name(self) -> str:  # type: ignore[override]
+        return self.latent.objective_name
+
+    @property
     def min_examples(self) -> int:
         return self.latent.min_examples
 

@@ -71,7 +71,7 @@ def LogJoint(
         raise ValueError("an m_step in closed form takes no optimizer and no steps")
     if log_prior is not None and m_step is not None:
         raise ValueError("an m_step in closed form knows its own prior: leave log_prior out, or leave m_step out")
-    return _LogJoint(
+    return LogJointModel(
         log_joint if isinstance(log_joint, ChainLogJoint) else as_function(log_joint),
         latent,
         *(as_function(f) for f in (init, log_prior, m_step, statistics, sample)),
@@ -102,7 +102,7 @@ class Expectation:
 
 
 @pytree
-class _LogJoint(Model):
+class LogJointModel(Model):
     log_joint: Any
     latent: LatentSpace
     starter: Any
@@ -123,6 +123,10 @@ class _LogJoint(Model):
     @property
     def generalized(self) -> bool:  # type: ignore[override]
         return self.closed is None
+
+    @property
+    def objective_name(self) -> str:  # type: ignore[override]
+        return self.latent.objective_name
 
     @property
     def monotone(self) -> bool:  # type: ignore[override]

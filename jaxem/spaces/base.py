@@ -26,6 +26,8 @@ class LatentSpace:
 
     #: The number of values of z, where they can be told apart by one number.
     num_components: int = 0
+    #: What Σ log p(x) is called, where it is only nearly that (see `Model.objective_name`).
+    objective_name: str = "log-likelihood"
     #: False where p(x) is only estimated, at points that move with the parameters.
     monotone: bool = True
     #: True when an example is a sequence.

@@ -92,6 +92,11 @@ class GaussianLatent(LatentSpace):
             raise ValueError(f"expected a method such as jaxem.Quadrature(15); got the class {self.method.__name__}")
 
     @property
+    def objective_name(self) -> str:  # type: ignore[override]
+        names = {Laplace: "Laplace's log-likelihood", MonteCarlo: "estimated log-likelihood"}
+        return names.get(type(self.method), "log-likelihood")
+
+    @property
     def monotone(self) -> bool:  # type: ignore[override]
         return not isinstance(self.method, MonteCarlo)
 

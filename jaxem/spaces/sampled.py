@@ -33,6 +33,7 @@ class Sampled(LatentSpace):
     key: Any = None
 
     monotone = False
+    objective_name = "estimated log-likelihood"
 
     def __post_init__(self):
         if not callable(self.sampler):

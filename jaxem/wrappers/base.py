@@ -42,6 +42,10 @@ class Wrapper(Model):
         return self.model.generalized
 
     @property
+    def objective_name(self):  # type: ignore[override]
+        return self.model.objective_name
+
+    @property
     def monotone(self):  # type: ignore[override]
         return self.model.monotone
 
