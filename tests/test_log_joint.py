@@ -77,6 +77,21 @@ class TestLinkage:
         errors = jaxem.standard_errors(self.result.model, self.result.params, np.arange(4), self.COUNTS, method=method)
         assert 1 / errors.natural_covariance[0, 0] == pytest.approx(377.5169003946873, abs=1e-3)
 
+    def test_the_law_of_lanes_with_whole_numbers_as_data(self):
+        """They cannot hold NaN: the law asks for none."""
+
+        def m_step(params, expect):
+            second = expect(lambda x, z: ((x == 0) & (z == 1)) | (x == 3))
+            return {"t": second / (second + expect(lambda x, z: (x == 1) | (x == 2)))}
+
+        model = jaxem.LogJoint(
+            self.model().log_joint, jaxem.Discrete(2), constraints={"t": "unit interval"}, m_step=m_step
+        )
+        cells, start = np.repeat(np.arange(4), [25, 4, 4, 7]), {"t": np.array(0.4)}
+        skip = set(jaxem.testing.LAWS) - {"lanes"}
+        outcome = jaxem.testing.check_model(model, cells, key=KEY, params=start, skip=skip)
+        assert outcome["lanes"] == "passed"
+
     def test_its_first_step_is_the_published_one_when_the_m_step_is_whole(self, float64):
         model = jaxem.LogJoint(self.model().log_joint, jaxem.Discrete(2), constraints={"t": "unit interval"}, steps=12)
         step = jax.jit(lambda p: model.m_step(p, model.e_step(p, jnp.arange(4), jnp.asarray(self.COUNTS)).stats))
