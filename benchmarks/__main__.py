@@ -9,8 +9,9 @@ import sys
 from benchmarks import report
 from benchmarks.harness import Settings
 
-#: A suite is a module of this package with `DESCRIPTION` and `MEASURES` (name → function from Settings to rows).
-SUITES = ("fa", "gmm", "hmm", "lca", "missing")
+#: A suite is a module of this package with `DESCRIPTION` and `MEASURES` (name → function from Settings to rows), and, where
+#: it has a picture, `draw` (rows → what to say of it).
+SUITES = ("fa", "gmm", "hmm", "lca", "missing", "variants")
 
 
 def list_suites() -> None:
@@ -58,6 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
         print("quick: sizes reduced, ratios mean nothing")
     else:
         print(f"written to {report.write(options.suite, rows, partial=bool(options.only))}")
+        if hasattr(suite, "draw") and not options.only:
+            print(suite.draw(rows))
     # A missed bar is a result, not an error; a contestant that broke down is one.
     return 1 if any(row.error for row in rows) else 0
 

@@ -76,8 +76,10 @@ def items(seed: int, n: int, d: int, k: int, count: int) -> Arrays:
     }
 
 
-def factors(seed: int, n: int, d: int, size: int) -> Arrays:
-    """N draws of D features from a factor model, with loadings at random and noise of unequal size."""
+def factors(seed: int, n: int, d: int, size: int, strength: float = 1.0) -> Arrays:
+    """N draws of D features from a factor model: loadings at random, of size ``strength``, and noise of unequal size."""
     rng = np.random.default_rng(seed)
-    x = rng.normal(size=(n, size)) @ rng.normal(size=(size, d)) + rng.normal(size=(n, d)) * rng.uniform(0.5, 2, d)
+    x = rng.normal(size=(n, size)) @ (strength * rng.normal(size=(size, d))) + rng.normal(size=(n, d)) * rng.uniform(
+        0.5, 2, d
+    )
     return {"x": (x + rng.normal(0, 3, d)).astype(np.float32)}

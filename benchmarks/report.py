@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.harness import Row
 
 RESULTS = Path(__file__).resolve().parent / "results"
-_HEADER = ("measure", "jaxem", "log-lik", "opponent", "time", "log-lik", "ratio", "bar", "runs", "")
+_HEADER = ("measure", "jaxem", "log-lik", "opponent", "time", "log-lik", "figure", "bar", "runs", "")
 _PACKAGES = ("jaxem", "jax", "jaxlib", "numpy", "scikit-learn", "gmmx", "pomegranate", "torch")
 
 
@@ -70,7 +70,7 @@ def _figure(value: float | None, unit: str) -> str:
         return ""
     if unit == "s" and value < 0.1:
         value, unit = 1e3 * value, "ms"
-    digits = f"{value:.3g}" if abs(value) < 1000 else f"{value:.4f}"
+    digits = str(value) if isinstance(value, int) else f"{value:.3g}" if abs(value) < 1000 else f"{value:.4f}"
     return digits + (unit if unit in ("x", "%", "") else f" {unit}")
 
 
