@@ -159,8 +159,8 @@ def _encode(value: Any, name: str, arrays: dict[str, np.ndarray], strict: bool) 
         if strict and not known:
             raise _ForeignError(type(value).__name__)
         return {"class": _class_name(type(value)), "fields": fields} if known else {"dict": fields}
-    if strict and isinstance(value, Model):
-        raise _ForeignError(type(value).__name__)
+    if strict and (isinstance(value, Model) or callable(value)):
+        raise _ForeignError("a function" if callable(value) else type(value).__name__)
     names = getattr(value, "_fields", None)  # of a named tuple
     if isinstance(value, tuple) and names:
         return {"dict": {key: inside(part, key) for key, part in zip(names, value, strict=True)}}

@@ -16,7 +16,7 @@ from jaxem.ascent import Ascent, as_ascent, default_ascent
 from jaxem.blocks import long_sum
 from jaxem.free import EveryName, moving
 from jaxem.model import EStep, Model, UnsupportedError, float_type, leaf_name, pytree, unsupported
-from jaxem.spaces.base import LatentSpace, as_function, like
+from jaxem.spaces.base import LatentSpace, as_function, like, rows_of
 from jaxem.spaces.chain import ChainLogJoint
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ def LogJoint(
     arguments part of the model's data, differentiable and free to change without compiling again.
 
     latent: what z ranges over: `Discrete`, `Chain` (then log_joint is a `ChainLogJoint`), `GaussianLatent`, `Sampled`.
-    init: ``init(key, data) -> params``, or ``init(key) -> params``: starting parameters, different for every key.
+    init: ``init(key, data) -> params``, or ``init(key) -> params``: starting parameters, different for every key; data as
+    log_joint sees them, all examples at once.
     constraints: leaf name → bijection or its name ("positive", "simplex", "unit interval", "ordered", "correlation",
     "positive definite"); other leaves are free. log_prior: ``log_prior(params)``, added to the objective (MAP).
     m_step: a closed form, ``m_step(params, expect) -> params`` with ``expect(f)`` = Σ_n w_n E_q[f(x_n, z)]; with
@@ -155,7 +156,8 @@ class LogJointModel(Model):
         if strategy is not None and type(strategy).__name__ != "KMeansPlusPlus":
             raise ValueError(f"a LogJoint starts from its own init; it cannot use {type(strategy).__name__}")
         takes_data = len(inspect.signature(self.starter.func).parameters) - len(self.starter.args) > 1
-        params = jax.tree.map(jnp.asarray, self.starter(key, data) if takes_data else self.starter(key))
+        given = self.starter(key, rows_of(data)) if takes_data else self.starter(key)
+        params = jax.tree.map(jnp.asarray, given, is_leaf=lambda part: isinstance(part, list))
         return self._as_float(params, data)
 
     def _as_float(self, params: Any, data: Any) -> Any:
