@@ -200,6 +200,15 @@ def test_a_proposal_that_is_not_a_number_is_turned_down():
             assert result.params["t"] == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.parametrize("algorithm", [jaxem.Squarem(), jaxem.Anderson()], ids=str)
+def test_a_start_that_cannot_be_is_said_so(algorithm):
+    """The first evaluation is judged, whatever it is: impossible data, or a likelihood that is not a number."""
+    model = jaxem.FixedPoint(lambda p, d: p, lambda p, d: jnp.log(p["t"]))
+    for start, status in ((0.0, jaxem.Status.ZERO_LIKELIHOOD), (-1.0, jaxem.Status.NON_FINITE)):
+        run = jaxem.run(model, {"t": jnp.array(start)}, jnp.zeros(3), algorithm=algorithm)
+        assert jaxem.Status(int(run.status)) == status
+
+
 def test_what_is_refused():
     with pytest.raises(ValueError, match="memory must be a whole number"):
         jaxem.Anderson(memory=0)

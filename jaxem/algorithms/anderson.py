@@ -126,7 +126,7 @@ class Anderson(Algorithm):
             highest=jnp.where(above, info.objective.astype(here.dtype), state.highest),
             settled=settled,
             low=jnp.where(refused, 0, low).astype(jnp.int32),
-        ), Info(info.objective, info.log_likelihood, info.weight, ~above)
+        ), Info(info.objective, info.log_likelihood, info.weight, ~above & (state.highest > -jnp.inf))
 
 
 def _correction(residual: Array, steps: Float[Array, "M P"], changes: Float[Array, "M P"], successes: Array) -> Array:

@@ -103,7 +103,7 @@ class Squarem(Algorithm):
             longest=longest,
             highest=jnp.where(above, info.objective.astype(state.highest.dtype), state.highest),
             low=jnp.where(refused, 0, low).astype(jnp.int32),
-        ), Info(info.objective, info.log_likelihood, info.weight, ~above)
+        ), Info(info.objective, info.log_likelihood, info.weight, ~above & (state.highest > -jnp.inf))
 
 
 def _step_length(r: Float[Array, " P"], v: Float[Array, " P"], longest: Array, scheme: int) -> tuple[Array, Array]:
