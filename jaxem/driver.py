@@ -58,7 +58,8 @@ def run(
     ``data`` may be raw or prepared, ``model`` calibrated or not. Gradients of the result with respect to ``model`` (a
     prior's strength), ``data`` and ``weights`` are those of the fixed point, by the implicit function theorem: they hold
     at an interior, isolated optimum, to the accuracy that the stopping rule leaves, and are NaN where the lane did not
-    converge, so stop by ``ParameterChange(1e-12)``. The start has no influence on an isolated optimum: its gradient is 0.
+    converge, so stop by ``ParameterChange(1e-12)``, and where the optimum is not isolated (what does not determine it is
+    named by `jaxem.standard_errors`). The start has no influence on an isolated optimum: its gradient is 0.
     """
     return _run(trace_size, (model, data, weights), params, algorithm, control)
 
