@@ -24,11 +24,8 @@ _REFERENCE = ROOT / "tests" / "data" / "reference"
 
 def _race(title: str, arrays: problems.Arrays, settings: Settings, picture: bool = False, **options: Any) -> list[Row]:
     """One row per variant; then the fastest of EM and its accelerators against each optimizer of the likelihood."""
-    options |= {
-        "limit": settings.size(50_000, 1_000),
-        "quick": settings.quick,
-        "traces": picture and not settings.quick,
-    }
+    options = {"limit": settings.size(50_000, 1_000), "traces": picture and not settings.quick, **options}
+    options |= {"quick": settings.quick, "few": settings.quick or options.get("few", False)}
     own = contest([JAXEM], "race", arrays, options, settings.repeats)["jaxem"]
     if own.problem:
         return [skipped(title, "", own.problem, error=not own.missing)]
@@ -40,12 +37,17 @@ def _race(title: str, arrays: problems.Arrays, settings: Settings, picture: bool
         if outcome["reached"]:
             row.ours, row.figure, row.figure_unit = seconds[name], outcome["evaluations"], unit
         else:
-            row.notes.append(f"not there in {outcome['evaluations']} {unit}")
+            row.notes.append(_missing(outcome, unit))
         row.details = {**outcome, "seconds": [answer["seconds"].get(name) for answer in own.answers]}
         rows.append(row)
     rows[0].details |= {key: own.facts[key] for key in ("optimum", "target", "size", "versions")}
     rows[0].details["traces"] = own.facts.get("traces")
     return rows + _against_optax(title, outcomes, seconds)
+
+
+def _missing(outcome: dict[str, Any], unit: str) -> str:
+    where = "at rest at a lower optimum" if outcome["steepest"] < 1e-8 else "not there"
+    return f"{where} in {outcome['evaluations']} {unit}"
 
 
 def _medians(own: Outcome) -> dict[str, float]:
@@ -76,8 +78,9 @@ def _against_optax(title: str, outcomes: dict[str, Any], seconds: dict[str, floa
             row.theirs = seconds[name]
             row.figure = row.theirs / row.ours if row.ours else None
         else:
-            row.notes.append(f"{name}: not there in {outcome['evaluations']} gradients")
-        row.passed = bool(ours) and (row.figure is None or row.figure >= 1)
+            row.notes.append(f"{name}: {_missing(outcome, 'gradients')}")
+        if ours or outcome["reached"]:
+            row.passed = bool(ours) and (row.figure is None or row.figure >= 1)
         rows.append(row)
     return rows
 
@@ -165,12 +168,15 @@ def _shares(title: str, own: Outcome, seconds: dict[str, float]) -> list[Row]:
 
 
 def gmm(settings: Settings) -> list[Row]:
-    """Four components that overlap."""
+    """Components that overlap."""
     if settings.quick:
         return []
     x = problems.mixture(3, 5_000, 4, 4, spread=0.9)
     arrays = {"x": x, **problems.starts(3, x, 4, 1)}
-    return _race("GMM, 5000 x 4, K=4", arrays, settings, picture=True, problem="gmm")
+    rows = _race("GMM, 5000 x 4, K=4", arrays, settings, picture=True, problem="gmm")
+    x = problems.mixture(1, 5_000, 2, 3, spread=1.2)
+    arrays = {"x": x, **problems.starts(1, x, 3, 1)}
+    return rows + _race("GMM, 5000 x 2, K=3", arrays, settings, problem="gmm", few=True)
 
 
 def hmm(settings: Settings) -> list[Row]:
@@ -181,12 +187,13 @@ def hmm(settings: Settings) -> list[Row]:
     return _race("HMM, 20 x 250, K=3", arrays, settings, picture=True, problem="hmm")
 
 
-def edge(settings: Settings) -> list[Row]:
-    """An HMM whose optimum has probabilities of zero, which free coordinates only have at infinity."""
+def plateau(settings: Settings) -> list[Row]:
+    """States hardly told apart: a long way on which the likelihood hardly rises."""
     if settings.quick:
         return []
     arrays = problems.sequences(1, 20, 250, 1, 3, spread=0.7)
-    return _race("HMM at the edge, 20 x 250, K=3", arrays, settings, problem="hmm")
+    title, options = "HMM with a plateau, 20 x 250, K=3", {"problem": "hmm", "few": True, "limit": 3_000}
+    return _race(title, arrays, settings, **options)
 
 
 def factors(settings: Settings) -> list[Row]:
@@ -253,10 +260,10 @@ MEASURES = {
     "saxony": saxony,
     "gmm": gmm,
     "hmm": hmm,
-    "edge": edge,
     "factors": factors,
     "gmm_log_joint": gmm_log_joint,
     "hmm_log_joint": hmm_log_joint,
+    "plateau": plateau,
 }
 
 

@@ -248,7 +248,7 @@ def race(arrays, options):
     target = optimum - _TOLERANCE * min(abs(optimum), problem.size)
 
     def add(name, kind, program, *rest, bound=limit):
-        first, (value, count, _, _) = _timed(program, target, bound, *rest)
+        first, (value, count, params, _) = _timed(program, target, bound, *rest)
         reached = bool(value >= target)
         outcomes[name] = {
             "kind": kind,
@@ -257,6 +257,8 @@ def race(arrays, options):
             "log_likelihood": float(value) / problem.size,
             "first_seconds": first,
         }
+        if not reached:
+            outcomes[name]["steepest"] = _steepest(problem, params)
         runs[name] = lambda: program(target, bound, *rest)
         _say(options["problem"], name, outcomes[name])
         return int(count) if reached else None
@@ -264,7 +266,7 @@ def race(arrays, options):
     plain = add("EM", "em", em)
     bound = limit if plain is None else min(limit, max(_LEAST_LIMIT, _PATIENCE * plain))
     rate = _tuned(adam, target, bound, options["quick"])
-    for name, (kind, model, algorithm) in _variants(problem, rate, options["quick"]).items():
+    for name, (kind, model, algorithm) in _variants(problem, rate, options["few"]).items():
         if isinstance(algorithm, jaxem.StochasticEM):
             program = _passes(problem, algorithm)
             passes = add(name, kind, program, True, bound=bound)
@@ -286,6 +288,16 @@ def race(arrays, options):
         return {"seconds": {name: own[-1] for name, own in seconds.items()}}
 
     return facts, run
+
+
+def _steepest(problem, params):
+    """The largest derivative of the log-likelihood per example at these parameters."""
+
+    def program(model, params, data, weights):
+        start, _, loss, _ = _loss(model, params, data, weights)
+        return jnp.max(jnp.abs(jax.grad(loss)(start)))
+
+    return float(jax.jit(program)(problem.model, params, problem.data, problem.weights))
 
 
 def _say(problem, name, outcome):
@@ -315,14 +327,16 @@ def _tuned(program, target, bound, quick):
     return rate
 
 
-def _variants(problem, rate, quick):
+def _variants(problem, rate, few):
     """name → (kind, model, algorithm)."""
     model, key = problem.model, jax.random.key(0)
-    found: dict[str, Any] = {"Squarem": ("accelerated", model, jaxem.Squarem())}
-    if quick:
+    found: dict[str, Any] = {
+        "Squarem": ("accelerated", model, jaxem.Squarem()),
+        "Squarem, scheme 3": ("accelerated", model, jaxem.Squarem(scheme=3)),
+        "Anderson": ("accelerated", model, jaxem.Anderson()),
+    }
+    if few:
         return found
-    found["Squarem, scheme 3"] = ("accelerated", model, jaxem.Squarem(scheme=3))
-    found["Anderson"] = ("accelerated", model, jaxem.Anderson())
     for name, other in problem.others.items():
         found[f"EM, {name}"] = ("em", other, jaxem.EM())
         found[f"Squarem, {name}"] = ("accelerated", other, jaxem.Squarem())
@@ -454,10 +468,15 @@ def log_joint(arrays, options):
 
     def run():
         seconds = {name: _timed(program, target, limit)[0] for name, program in programs.items()}
-        each = {side: {part: _timed(call)[0] for part, call in calls.items()} for side, calls in parts.items()}
+        each = {side: {part: _each(call) for part, call in calls.items()} for side, calls in parts.items()}
         return {"seconds": seconds, "parts": each}
 
     return {"optimum": optimum, "size": problem.size, "sides": facts}, run
+
+
+def _each(call):
+    """Seconds for one of twenty calls."""
+    return _timed(lambda: [call() for _ in range(20)])[0] / 20
 
 
 def _parts(problem):
