@@ -227,13 +227,13 @@ class LogJointModel(Model):
         return bijections.from_free(self.constraints, free)
 
     def log_likelihood(self, params, data):
-        return self.latent.infer(self.log_joint, *self._on_device(params, data), None)[1]
+        return _evidence(self, params, data)
 
     def posterior(self, params, data):
-        return self.latent.posterior(self.log_joint, *self._on_device(params, data))
+        return _posterior(self, params, data)
 
     def predict(self, params, data):
-        return self.latent.predict(self.log_joint, *self._on_device(params, data))
+        return _predict(self, params, data)
 
     def elbo(self, params, data, q, weights=None):
         return self.latent.bound(self.log_joint, *self._on_device(params, data), q, weights)
@@ -251,3 +251,22 @@ class LogJointModel(Model):
                 "the sample function of a LogJoint draws whole examples: it takes no num_steps and no inputs"
             )
         return jax.vmap(self.sampler, in_axes=(0, None))(jax.random.split(key, num_examples), params)
+
+
+# Compiled, because a user's function runs for every example and every z: called eagerly, its pieces would be compiled one
+# by one.
+
+
+@jax.jit
+def _evidence(model: LogJointModel, params: Any, data: Any) -> Array:
+    return model.latent.infer(model.log_joint, *model._on_device(params, data), None)[1]
+
+
+@jax.jit
+def _posterior(model: LogJointModel, params: Any, data: Any) -> Any:
+    return model.latent.posterior(model.log_joint, *model._on_device(params, data))
+
+
+@jax.jit
+def _predict(model: LogJointModel, params: Any, data: Any) -> Any:
+    return model.latent.predict(model.log_joint, *model._on_device(params, data))
