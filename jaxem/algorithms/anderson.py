@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # The objective may be below the highest seen for so many evaluations.
 _PATIENCE = 12
+# A proposal gains next to nothing below this share of what a step of EM gained.
+_WEAK = 1e-3
 # λ, relative to the trace of ΔF ΔFᵀ: at first, and by what a success multiplies it; a refusal takes back four of them.
 _FIRST_DAMPING, _DECAY, _MOST = 1e-2, 0.1, 12.0
 _PENALTY = 4.0
@@ -29,7 +31,8 @@ class AndersonState:
 
     steps, changes: differences of successive points and residuals, [memory, P]; count: how many of them are filled.
     successes: how far the damping has been lifted. highest: the highest objective seen, fallback: one EM step from there,
-    and low: for how many evaluations the objective has been below it.
+    and low: for how many evaluations the objective has been below it. settled: whether EM has come near an optimum.
+    proposed: whether ``params`` are a proposal; gain: what the last step of EM itself gained.
     """
 
     params: Any
@@ -42,6 +45,8 @@ class AndersonState:
     fallback: Any
     highest: Float[Array, ""]
     settled: Bool[Array, ""]
+    proposed: Bool[Array, ""]
+    gain: Float[Array, ""]
     low: Int[Array, ""]
 
 
@@ -88,6 +93,8 @@ class Anderson(Algorithm):
             fallback=params,
             highest=jnp.full((), -jnp.inf, vector.dtype),
             settled=jnp.array(False),
+            proposed=jnp.array(False),
+            gain=jnp.zeros((), vector.dtype),
             low=jnp.int32(0),
         )
 
@@ -98,12 +105,15 @@ class Anderson(Algorithm):
         residual = there - here
         above = holds(info, state.highest)
         low = jnp.where(above, 0, state.low + 1)
+        # A proposal that gains next to nothing may be stuck, or the end: a step of EM says which, and only that is judged.
+        gain = info.objective - state.highest
+        weak = state.proposed & above & (gain < _WEAK * state.gain)
         refused = (low > _PATIENCE) | ~holds(info, state.highest - near(info))
 
         # A full memory starts anew, with the latest difference.
         memory = state.steps.shape[0]
         place = jnp.where(state.count >= memory, 0, jnp.maximum(state.count, 0))
-        count = jnp.where(refused, -1, jnp.where(state.count < 0, 0, place + 1))
+        count = jnp.where(refused | weak, -1, jnp.where(state.count < 0, 0, place + 1))
         steps = state.steps.at[place].set(here - state.point)
         changes = state.changes.at[place].set(residual - state.residual)
         filled = (jnp.arange(memory) < count)[:, None]
@@ -111,7 +121,7 @@ class Anderson(Algorithm):
         correction = _correction(residual, *used, state.successes)
         # Far from an optimum a step of EM is safer: an extrapolation could leave its basin.
         settled = state.settled | (above & (info.objective - state.highest < near(info)))
-        proposes = settled & (count > 0) & jnp.all(jnp.isfinite(correction))
+        proposes = ~weak & settled & (count > 0) & jnp.all(jnp.isfinite(correction))
         params = select(proposes, back(there - correction), updated)
         successes = jnp.where(above, jnp.minimum(state.successes + 1, _MOST), state.successes)
         return AndersonState(
@@ -125,8 +135,10 @@ class Anderson(Algorithm):
             fallback=select(above, updated, state.fallback),
             highest=jnp.where(above, info.objective.astype(here.dtype), state.highest),
             settled=settled,
+            proposed=proposes & ~refused,
+            gain=jnp.where(above & ~state.proposed & jnp.isfinite(gain), gain, state.gain).astype(here.dtype),
             low=jnp.where(refused, 0, low).astype(jnp.int32),
-        ), Info(info.objective, info.log_likelihood, info.weight, ~above & (state.highest > -jnp.inf))
+        ), Info(info.objective, info.log_likelihood, info.weight, (~above & (state.highest > -jnp.inf)) | weak)
 
 
 def _correction(residual: Array, steps: Float[Array, "M P"], changes: Float[Array, "M P"], successes: Array) -> Array:
