@@ -202,12 +202,6 @@ class TestDiscrete:
     def test_a_product_is_every_pair(self, float64):
         """Two binary causes of three binary effects: against a sum over all four pairs, in numpy."""
 
-        def log_joint(params, x, z):
-            first, second = z
-            logit = params["base"] + first * params["first"] + second * params["second"]
-            prior = jnp.log(params["p"])[first] + jnp.log(params["r"])[second]
-            return prior + jnp.sum(x * logit - jax.nn.softplus(logit))
-
         params = {
             "p": np.array([0.3, 0.7]),
             "r": np.array([0.6, 0.4]),
@@ -216,7 +210,7 @@ class TestDiscrete:
             "second": np.array([-1.0, 0.5, 3.0]),
         }
         x = np.random.default_rng(3).integers(0, 2, (12, 3)).astype(float)
-        model = jaxem.LogJoint(log_joint, jaxem.Discrete((2, 2)), constraints={"p": "simplex", "r": "simplex"})
+        model = jaxem.LogJoint(two_causes, jaxem.Discrete((2, 2)), constraints={"p": "simplex", "r": "simplex"})
         joint = np.zeros((12, 2, 2))
         for i, j in itertools.product(range(2), repeat=2):
             logit = params["base"] + i * params["first"] + j * params["second"]
@@ -550,7 +544,7 @@ class TestGradients:
 
 
 def two_causes(params, x, z):
-    """Two binary causes of four binary effects."""
+    """Two binary causes of several binary effects."""
     first, second = z
     logit = params["base"] + first * params["first"] + second * params["second"]
     prior = jnp.log(params["p"])[first] + jnp.log(params["r"])[second]
