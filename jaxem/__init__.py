@@ -89,6 +89,7 @@ from jaxem.initialize import KMeansPlusPlus, RandomPoints, RandomResponsibilitie
 from jaxem.io import load, save
 from jaxem.lane import Control
 from jaxem.latents import CategoricalParams, GatedParams, Hard, InputMarkovChainParams, MarkovChainParams, left_to_right
+from jaxem.mesh import make_mesh, place
 from jaxem.model import (
     Algorithm,
     Data,
@@ -138,7 +139,7 @@ from jaxem.spaces import (
 )
 from jaxem.status import Status
 from jaxem.stopping import AbsoluteGain, Aitken, Never, ParameterChange, Plateau, RelativeGain, Settled, Stopping
-from jaxem.wrappers import ECM, Chunked, Frozen, GradientM, WithPrior
+from jaxem.wrappers import ECM, Chunked, Frozen, GradientM, Sharded, Summed, WithPrior
 
 __version__ = "0.1.0"
 
@@ -260,6 +261,7 @@ __all__ = [
     "Segments",
     "Selection",
     "Settled",
+    "Sharded",
     "Spherical",
     "Squarem",
     "StandardErrors",
@@ -270,6 +272,7 @@ __all__ = [
     "Stopping",
     "StudentT",
     "StudentTParams",
+    "Summed",
     "Tied",
     "UnsupportedError",
     "VarianceReduced",
@@ -296,8 +299,10 @@ __all__ = [
     "left_to_right",
     "likelihood_ratio_test",
     "load",
+    "make_mesh",
     "match_components",
     "pair_posterior",
+    "place",
     "pytree",
     "race_lanes",
     "rotation",
