@@ -18,6 +18,7 @@ from jaxem.algorithms import (
     VarianceReduced,
 )
 from jaxem.ascent import Newton
+from jaxem.checkpoint import Checkpoint
 from jaxem.driver import Run, race_lanes, run, run_lanes
 from jaxem.duplicates import collapse_duplicates
 from jaxem.families import (
@@ -69,7 +70,7 @@ from jaxem.families import (
     ZeroInflated,
     ZeroInflatedParams,
 )
-from jaxem.fit import Race, fit, fit_batch
+from jaxem.fit import fit, fit_batch
 from jaxem.inference import (
     ConvergenceRate,
     CrossValidation,
@@ -123,6 +124,7 @@ from jaxem.models import (
     pair_posterior,
 )
 from jaxem.models.factor_analysis import PPCA, FactorAnalysis, FactorParams, FactorScores
+from jaxem.progress import Report
 from jaxem.result import BatchResult, ConvergenceWarning, FitError, Result, Starts
 from jaxem.select import Selection, select
 from jaxem.slots import Index
@@ -139,6 +141,7 @@ from jaxem.spaces import (
 )
 from jaxem.status import Status
 from jaxem.stopping import AbsoluteGain, Aitken, Never, ParameterChange, Plateau, RelativeGain, Settled, Stopping
+from jaxem.work import Race
 from jaxem.wrappers import ECM, Chunked, Frozen, GradientM, Sharded, Summed, WithPrior
 
 __version__ = "0.1.0"
@@ -167,6 +170,7 @@ __all__ = [
     "CategoryParams",
     "Chain",
     "ChainLogJoint",
+    "Checkpoint",
     "Chunked",
     "Control",
     "ConvergenceRate",
@@ -255,6 +259,7 @@ __all__ = [
     "RandomResponsibilities",
     "RegressionParams",
     "RelativeGain",
+    "Report",
     "Result",
     "Run",
     "Sampled",

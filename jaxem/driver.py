@@ -70,7 +70,7 @@ def _run_primal(trace: Array, problem: Any, params: Any, algorithm: Algorithm, c
     start = jax.tree.map(lambda a: jnp.asarray(a)[None], params)
     lanes = _start(model, start, data, weights, Index(), algorithm, control, trace)
     lanes = drive(lanes, model, data, weights, Index(), algorithm, control, 1)
-    return jax.tree.map(lambda a: a[0], _finish(lanes, model, data, weights, Index(), algorithm))
+    return jax.tree.map(lambda a: a[0], finish_lanes(lanes, model, data, weights, Index(), algorithm))
 
 
 def _run(trace_size: int, problem: Any, params: Any, algorithm: Algorithm, control: Control) -> Run:
@@ -124,10 +124,9 @@ def run_lanes(
     A lane's result is that of `run` on it alone, up to the rounding of differently shaped products. Not differentiable
     in reverse mode: use ``jax.vmap`` of `run` for gradients.
     """
-    trace = jnp.full(trace_size, jnp.nan, _dtype(params))
-    lanes = _start(model, params, data, weights, index, algorithm, control, trace)
+    lanes = start_lanes(model, params, data, weights, index, algorithm, control, trace_size)
     lanes = drive(lanes, model, data, weights, index, algorithm, control, slots)
-    return _finish(lanes, model, data, weights, index, algorithm)
+    return finish_lanes(lanes, model, data, weights, index, algorithm)
 
 
 def race_lanes(
@@ -150,11 +149,20 @@ def race_lanes(
     Lanes come in ``num_groups`` groups of equal size (the starts of one data set), and each group keeps its own best. The
     others end with status `Status.OUTRACED` where they were.
     """
-    trace = jnp.full(trace_size, jnp.nan, _dtype(params))
-    lanes = _start(model, params, data, weights, index, algorithm, control, trace)
-    short = Control(control.stopping, jnp.minimum(control.max_steps, short_steps), control.min_steps)
-    lanes = drive(lanes, model, data, weights, index, algorithm, short, slots)
+    lanes = start_lanes(model, params, data, weights, index, algorithm, control, trace_size)
+    lanes = drive(lanes, model, data, weights, index, algorithm, short_run(control, short_steps), slots)
+    lanes, chosen = race(lanes, control, keep, num_groups)
+    finalists = drive(take(lanes, chosen), model, data, weights, take(index, chosen), algorithm, control, slots)
+    return finish_lanes(put(lanes, chosen, finalists), model, data, weights, index, algorithm)
 
+
+def short_run(control: Control, short_steps: int | Array) -> Control:
+    """The rules of the run after which a race is decided."""
+    return Control(control.stopping, jnp.minimum(control.max_steps, short_steps), control.min_steps)
+
+
+def race(lanes: Lane, control: Control, keep: int, num_groups: int) -> tuple[Lane, Int[Array, " F"]]:
+    """After the short run: all lanes, those that lost stopped, and which are the best ``keep`` of every group."""
     groups = (num_groups, -1)
     rank = rankable(lanes.objective.reshape(groups), lanes.status.reshape(groups))
     size = rank.shape[1]
@@ -163,13 +171,7 @@ def race_lanes(
     paused = (lanes.status == Status.MAX_STEPS) & (lanes.step <= control.max_steps)
     ahead = jnp.zeros(lanes.status.shape, bool).at[chosen].set(True)
     status = jnp.where(paused, jnp.where(ahead, Status.RUNNING, Status.OUTRACED), lanes.status)
-    lanes = dataclasses.replace(lanes, status=status)
-
-    finalists = take(lanes, chosen)
-    picked = Index(*(None if i is None else i[chosen] for i in (index.data, index.weights)))
-    finalists = drive(finalists, model, data, weights, picked, algorithm, control, slots)
-    lanes = put(lanes, chosen, finalists)
-    return _finish(lanes, model, data, weights, index, algorithm)
+    return dataclasses.replace(lanes, status=status), chosen.astype(jnp.int32)
 
 
 def rankable(objective: Float[Array, "*G S"], status: Int[Array, "*G S"]) -> Float[Array, "*G S"]:
@@ -195,8 +197,13 @@ def _dtype(params: Any) -> Any:
     return jnp.result_type(*floats)
 
 
-def _start(model, params, data, weights, index: Index, algorithm, control, trace) -> Lane:
+def start_lanes(model, params, data, weights, index: Index, algorithm, control, trace_size: int) -> Lane:
     """All lanes before their first step; those whose input cannot be fitted have already stopped."""
+    trace = jnp.full(trace_size, jnp.nan, _dtype(params))
+    return _start(model, params, data, weights, index, algorithm, control, trace)
+
+
+def _start(model, params, data, weights, index: Index, algorithm, control, trace) -> Lane:
     axes = axes_of(index)
 
     if index.data is None and index.weights is None:
@@ -240,8 +247,10 @@ def _evaluated(lanes: Lane, model, data, weights, index: Index) -> Lane:
     )
 
 
-def _finish(lanes: Lane, model, data, weights, index: Index, algorithm: Algorithm) -> Run:
-    """The result of every lane; a usable one with a collapsed component is degenerate."""
+def finish_lanes(lanes: Lane, model, data, weights, index: Index, algorithm: Algorithm) -> Run:
+    """The result of every lane; a usable one with a collapsed component is degenerate, one that still runs interrupted."""
+    interrupted = lanes.status == Status.RUNNING
+    lanes = dataclasses.replace(lanes, status=jnp.where(interrupted, jnp.int32(Status.INTERRUPTED), lanes.status))
     if algorithm.estimates:
         lanes = _evaluated(lanes, model, data, weights, index)
     axes = axes_of(index)
@@ -256,6 +265,6 @@ def _finish(lanes: Lane, model, data, weights, index: Index, algorithm: Algorith
     usable = jnp.isin(lanes.status, jnp.array(USABLE))
     status = jnp.where(usable & degenerate, jnp.int32(Status.DEGENERATE), lanes.status)
     # A lane that was cut short has already moved on from the parameters it reports.
-    ahead = (lanes.status == Status.MAX_STEPS) | (lanes.status == Status.OUTRACED)
-    steps = jnp.where(ahead, lanes.step - 1, lanes.step)
+    ahead = (lanes.status == Status.MAX_STEPS) | (lanes.status == Status.OUTRACED) | interrupted
+    steps = jnp.where(ahead, jnp.maximum(lanes.step - 1, 0), lanes.step)
     return Run(lanes.best, lanes.objective, lanes.log_likelihood, steps, status, lanes.trace)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import os
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxem import layout, validate
+from jaxem import layout, memory, validate
 from jaxem.algorithms.em import EM
-from jaxem.driver import Run, race_lanes, rankable, run_lanes
+from jaxem.checkpoint import Checkpoint, fingerprint
+from jaxem.driver import finish_lanes, rankable, start_lanes
+from jaxem.host import Watch, drive
 from jaxem.initialize import KMeansPlusPlus, Start
-from jaxem.lane import Control
+from jaxem.lane import Control, Lane
 from jaxem.model import (
     Algorithm,
     Data,
@@ -24,13 +29,13 @@ from jaxem.model import (
     as_data,
     float_type,
     num_examples,
-    pytree,
-    static,
 )
+from jaxem.progress import Report
 from jaxem.result import BatchResult, ConvergenceWarning, FitError, Result, Starts, labels
 from jaxem.slots import Index
 from jaxem.status import Status
 from jaxem.stopping import RelativeGain, Stopping
+from jaxem.work import Groups, LanesWork, Problem, Race, RaceWork, Work
 
 if TYPE_CHECKING:
     from jaxtyping import Array
@@ -38,19 +43,6 @@ if TYPE_CHECKING:
 OnFailure = Literal["raise", "warn", "ignore"] | None
 # Starts of many data sets are drawn for so many rows at a time.
 _INIT_ROWS = 2**20
-
-
-@pytree
-class Race:
-    """Start racing (emEM): every start runs for ``steps``, then only the best ``keep`` of each data set go on."""
-
-    steps: int | jax.Array = 10
-    keep: int = static(default=8)
-
-    def __post_init__(self):
-        validate.check_count("keep", self.keep, 1)
-        if isinstance(self.steps, (int, float)):
-            validate.check_count("steps", self.steps, 1)
 
 
 def fit(
@@ -71,6 +63,9 @@ def fit(
     race: Race | None = None,
     trace_size: int = 256,
     on_failure: OnFailure = None,
+    progress: bool | Callable[[Report], Any] = False,
+    checkpoint: str | os.PathLike | Checkpoint | None = None,
+    resume: str | os.PathLike | Checkpoint | None = None,
 ) -> Result:
     """Fit a model to one data set from many starts at once, and keep the best.
 
@@ -84,10 +79,16 @@ def fit(
     race: drop starts that are behind after a short run. trace_size: how many objectives to keep of every start.
     on_failure: "raise" unless the best start converged; "warn" or "ignore" whatever happens; by default raise when no
     start is usable, warn when the best one did not converge.
+    progress: True shows on stderr how far it is; a function is called with a `Report` after every slice of the loop.
+    checkpoint: a path (or a `Checkpoint`, with a period) where the state is kept, written atomically every minute. resume:
+    the same, going on from the checkpoint if there is one: the end is the same to the last bit.
 
+    Ctrl-C ends a fit after the slice at hand, half a second as a rule, and gives the best so far, with the status
+    `Status.INTERRUPTED`. Where memory runs out, the E-step is computed in blocks, with a warning.
     Raises ValueError for bad input, `FitError` as ``on_failure`` says; warns with `ConvergenceWarning`.
     """
     validate.check_model(model)
+    watch = Watch(progress, checkpoint, resume, max_steps)
     control = _control(tol, stopping, algorithm, max_steps, min_steps)
     _check_on_failure(on_failure)
     data = validate.to_device(data, model.keeps_types)
@@ -101,37 +102,67 @@ def fit(
     given = _given_starts(model, data, params, starts, num_starts)
     if given is None:
         key = validate.check_key(key, "a random start")
-    program = functools.partial(
-        _fit_program, start or KMeansPlusPlus(), algorithm, control, race, num_starts=num_starts, trace_size=trace_size
+    key = None if given is not None else key
+    start = start or KMeansPlusPlus()
+
+    def asked() -> dict[str, str]:
+        rules = (control, race, trace_size)
+        return fingerprint(
+            model=model,
+            data=data,
+            weights=weights,
+            starts=(given, key, num_starts, start),
+            algorithm=algorithm,
+            rules=rules,
+        )
+
+    def attempt(model: Model) -> Result:
+        lanes, problem = _prepare(
+            start, algorithm, control, model, data, weights, key, given, num_starts=num_starts, trace_size=trace_size
+        )
+        work = _work(race, 1, lanes, problem, algorithm, control)
+        drive(work, watch, asked)
+        run, diagnosis, best, weight = jax.device_get(_finish(work.lanes, problem, algorithm))
+        return make_result(problem.model.specialize(None), run, diagnosis, int(best), data, float(weight))
+
+    model_now = memory.fitted_in(model, data, weights, dtype)
+    result = memory.retried(
+        attempt,
+        model_now,
+        lambda m: memory.in_blocks(m, data),
+        lambda m: "the E-step in smaller blocks (jaxem.Chunked)",
     )
-    fitted, run, diagnosis, best, weight = program(model, data, weights, None if given is not None else key, given)
-    fitted = fitted.specialize(None)
-    result = make_result(fitted, jax.device_get(run), jax.device_get(diagnosis), int(best), data, float(weight))
     report(result, data, on_failure)
     return result
 
 
+def _work(race: Race | None, num_groups: int, lanes: Lane, problem: Problem, algorithm, control) -> Work:
+    per_group = lanes.status.shape[0] // num_groups
+    if race is None or race.keep >= per_group:
+        return LanesWork(lanes, problem, algorithm, control)
+    return RaceWork(race, num_groups, lanes, problem, algorithm, control)
+
+
 @functools.partial(jax.jit, static_argnames=("num_starts", "trace_size"))
-def _fit_program(start, algorithm, control, race, model, data, weights, key, given, *, num_starts, trace_size):
+def _prepare(start, algorithm, control, model, data, weights, key, given, *, num_starts, trace_size):
+    """Everything before the loop: lanes at their starts, and what they work on."""
     model = model.calibrate(data, weights)
     if given is None:
         keys = jax.random.split(key, num_starts)
         given = jax.vmap(lambda k: model.init(k, data, weights, start))(keys)
     prepared, weights = model.compress(data, weights)
-    run = _run_or_race(race, model, given, prepared, weights, Index(), algorithm, control, trace_size, 1)
+    lanes = start_lanes(model, given, prepared, weights, Index(), algorithm, control, trace_size)
+    return lanes, Problem(model, prepared, weights)
+
+
+@jax.jit
+def _finish(lanes: Lane, problem: Problem, algorithm):
+    """Everything after the loop: how each lane ended, and which is the best."""
+    model, data, weights = problem.model, problem.data, problem.weights
+    run = finish_lanes(lanes, model, data, weights, problem.index, algorithm)
     best = jnp.argmax(rankable(run.objective, run.status))
-    weight = model.num_observations(prepared, weights)
-    return model, run, jax.vmap(lambda p: model.diagnose(p, weight))(run.params), best, weight
-
-
-def _run_or_race(race, model, params, data, weights, index, algorithm, control, trace_size, num_groups) -> Run:
-    common = {"index": index, "algorithm": algorithm, "control": control, "trace_size": trace_size}
-    per_group = jax.tree.leaves(params)[0].shape[0] // num_groups
-    if race is None or race.keep >= per_group:
-        return run_lanes(model, params, data, weights, **common)
-    return race_lanes(
-        model, params, data, weights, short_steps=race.steps, keep=race.keep, num_groups=num_groups, **common
-    )
+    weight = model.num_observations(data, weights)
+    return run, jax.vmap(lambda p: model.diagnose(p, weight))(run.params), best, weight
 
 
 def fit_batch(
@@ -151,51 +182,145 @@ def fit_batch(
     race: Race | None = None,
     trace_size: int = 0,
     on_failure: OnFailure = None,
+    batch_size: int | None = None,
+    progress: bool | Callable[[Report], Any] = False,
+    checkpoint: str | os.PathLike | Checkpoint | None = None,
+    resume: str | os.PathLike | Checkpoint | None = None,
 ) -> BatchResult:
     """`fit` for many data sets of one shape, each with its own starts, all as lanes of one program.
 
     data: as for `fit`, with data sets as the leading axis: [B, N, D]. weights: [B, N]; weight 0 makes data sets of
-    unequal size one shape. starts: given starts, leading axes [B, num_starts]. The other arguments are those of `fit`.
+    unequal size one shape. starts: given starts, leading axes [B, num_starts]. batch_size: data sets on the device at a
+    time, one group of them after the other; by default as many as its free memory holds, fewer, with a warning, where
+    that was not enough. The other arguments are those of `fit`.
     A data set with NaN or infinity gets a status and disturbs no other; by default this raises only when no data set is
-    usable, and warns when some are not.
+    usable, and warns when some are not. After Ctrl-C data sets that were never begun have NaN parameters.
     """
     validate.check_model(model)
+    watch = Watch(progress, checkpoint, resume)
     control = _control(tol, stopping, algorithm, max_steps, min_steps)
     _check_on_failure(on_failure)
-    data = validate.to_device(data, model.keeps_types)
-    n = validate.check_data(model, data, batch=1)
-    model = model.specialize(jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), data))
-    sets = jax.tree.leaves(data)[0].shape[0]
-    weights = validate.check_weights(weights, (sets, n), float_type(data), model.min_examples)
     num_starts = validate.check_count("num_starts", num_starts, 1)
-    if starts is not None:
-        one = jax.tree.map(lambda a: a[0], data)
-        starts = validate.check_params(model, starts, one, (sets, num_starts))
-    else:
-        key = validate.check_key(key, "a random start")
-    program = functools.partial(_batch_program, start or KMeansPlusPlus(), algorithm, control, race)
-    fitted, run, diagnosis, best, weight = program(
-        model, data, weights, None if starts is not None else key, starts, num_starts=num_starts, trace_size=trace_size
+    batch_size = None if batch_size is None else validate.check_count("batch_size", batch_size, 1)
+    batch = _Batch(
+        model, data, weights, starts, key, num_starts, start or KMeansPlusPlus(), algorithm, control, race, trace_size
     )
-    run, diagnosis, best, weight = jax.device_get((run, diagnosis, best, weight))
-    every = np.arange(sets)
-    result = BatchResult(
-        fitted.specialize(None),
-        jax.tree.map(lambda a: a[every, best], run.params),
-        _starts(run),
-        best,
-        weight,
-        diagnosis.degenerate[every, best],
-        diagnosis.empty[every, best],
-        num_examples=n,
-        num_free_parameters=_count(model, jax.tree.map(lambda a: a[0, 0], run.params)),
-    )
+
+    def attempt(size: int) -> BatchResult:
+        work = batch.groups(size)
+        drive(work, watch, batch.asked)
+        return batch.result(work.close(_never))
+
+    size = min(batch.sets, batch_size or batch.largest_group())
+    result = memory.retried(attempt, size, lambda s: s // 2 or None, lambda s: f"{s} data sets at a time")
     _report_batch(result, on_failure)
     return result
 
 
+class _Batch:
+    """Many data sets, in groups of one size that are fitted one after the other."""
+
+    def __init__(self, model, data, weights, starts, key, num_starts, start, algorithm, control, race, trace_size):
+        self.model, self.start, self.algorithm, self.control, self.race = model, start, algorithm, control, race
+        self.num_starts, self.trace_size = num_starts, trace_size
+        self.data = validate.as_arrays(data)
+        self._shapes = jax.eval_shape(lambda d: validate.to_device(d, model.keeps_types), self.data)
+        self.n = validate.check_data(model, self._shapes, batch=1)
+        self.sets = jax.tree.leaves(self._shapes)[0].shape[0]
+        each = (self.sets, self.n)
+        self.weights = validate.check_weights(weights, each, float_type(self._shapes), model.min_examples)
+        self.starts = self.keys = None
+        if starts is None:
+            self.keys = jax.random.split(validate.check_key(key, "a random start"), (self.sets, num_starts))
+        else:
+            one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), self._shapes)
+            self.starts = validate.check_params(model, starts, one, (self.sets, num_starts))
+
+    def asked(self) -> dict[str, str]:
+        rules = (self.control, self.race, self.num_starts, self.trace_size)
+        parts = {"model": self.model, "data": self.data, "weights": self.weights, "algorithm": self.algorithm}
+        return fingerprint(starts=(self.starts, self.keys, self.start), rules=rules, **parts)
+
+    def _slice(self, tree: Any, begin: int, size: int) -> Any:
+        """Some of the data sets; the last one again where there are no more."""
+        rows = slice(begin, begin + size)
+        if begin + size > self.sets:
+            rows = np.minimum(np.arange(begin, begin + size), self.sets - 1)
+        return jax.tree.map(lambda a: a[rows], tree)
+
+    def _arguments(self, begin: int, size: int) -> tuple[Any, ...]:
+        model, data = self.model, validate.to_device(self._slice(self.data, begin, size), self.model.keeps_types)
+        if size == self.sets:
+            model = model.specialize(jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), data))
+        own = self._slice((self.weights, self.keys, self.starts), begin, size)
+        return (self.start, self.algorithm, self.control, model, data, *own)
+
+    @property
+    def _options(self) -> dict[str, int]:
+        return {"num_starts": self.num_starts, "trace_size": self.trace_size}
+
+    def largest_group(self) -> int:
+        """As many data sets as fit into the memory that is free, as the compiler counts it."""
+        free, size = memory.available(), self.sets
+        if free is None or memory.nbytes(self._shapes) * self.num_starts < memory.SMALL:
+            return size
+
+        def need(size: int) -> int:
+            parts = (self._shapes, self.weights, self.keys, self.starts)
+            own = jax.tree.map(lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype), parts)
+            program = _prepare_batch.lower(self.start, self.algorithm, self.control, self.model, *own, **self._options)
+            return memory.compiled_need(program)
+
+        while size > 1 and need(size) > free * memory.SHARE:
+            size = -(-size // 2)
+        return size
+
+    def groups(self, size: int) -> Groups:
+        problem: Problem | None = None
+
+        def begin(first: int) -> Work:
+            nonlocal problem
+            problem = None  # before the next one is made: there may be no room for two
+            lanes, problem = _prepare_batch(*self._arguments(first, size), **self._options)
+            return _work(self.race, size, lanes, problem, self.algorithm, self.control)
+
+        def end(work: Work) -> Any:
+            assert problem is not None
+            return _finish_batch(work.lanes, problem, self.algorithm, num_starts=self.num_starts)
+
+        return Groups([functools.partial(begin, first) for first in range(0, self.sets, size)], end)
+
+    def result(self, kept: list[Any]) -> BatchResult:
+        fitted, run, diagnosis, best, weight = jax.tree.map(lambda *parts: np.concatenate(parts)[: self.sets], *kept)
+        every = np.arange(self.sets)
+        return BatchResult(
+            fitted.specialize(None),
+            jax.tree.map(lambda a: a[every, best], run.params),
+            _starts(run),
+            best,
+            weight,
+            diagnosis.degenerate[every, best],
+            diagnosis.empty[every, best],
+            num_examples=self.n,
+            num_free_parameters=_count(self.model, jax.tree.map(lambda a: a[0, 0], run.params)),
+        )
+
+
+def _never(kept: Any) -> Any:
+    """What is said of data sets that were never begun, shaped like what is said of others."""
+    fitted, run, diagnosis, best, weight = kept
+
+    def unknown(tree: Any) -> Any:
+        return jax.tree.map(lambda a: np.full_like(a, np.nan) if a.dtype.kind == "f" else np.zeros_like(a), tree)
+
+    status = np.full_like(run.status, Status.INTERRUPTED)
+    lowest = np.full_like(run.objective, -np.inf)
+    run = dataclasses.replace(unknown(run), status=status, objective=lowest, log_likelihood=lowest)
+    return unknown(fitted), run, unknown(diagnosis), unknown(best), unknown(weight)
+
+
 @functools.partial(jax.jit, static_argnames=("num_starts", "trace_size"))
-def _batch_program(start, algorithm, control, race, model, data, weights, key, given, *, num_starts, trace_size):
+def _prepare_batch(start, algorithm, control, model, data, weights, keys, given, *, num_starts, trace_size):
     sets = jax.tree.leaves(data)[0].shape[0]
 
     def ready(data, weights):
@@ -207,7 +332,6 @@ def _batch_program(start, algorithm, control, race, model, data, weights, key, g
     # Every leaf of the model gets the axis of data sets, the constants that do not differ too.
     models, compressed, clean = jax.vmap(ready)(data, weights)
     if given is None:
-        keys = jax.random.split(key, (sets, num_starts))
 
         def draw(args):
             own, data, weights, keys = args
@@ -216,10 +340,18 @@ def _batch_program(start, algorithm, control, race, model, data, weights, key, g
         per_set = num_starts * jax.tree.leaves(data)[0].shape[1]
         at_once = max(1, _INIT_ROWS // per_set)
         given = jax.lax.map(draw, (models, clean, weights, keys), batch_size=None if at_once == 1 else at_once)
-    lanes = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), given)
+    params = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), given)
     index = Index(data=jnp.repeat(jnp.arange(sets, dtype=jnp.int32), num_starts))
     prepared, weights = compressed
-    run = _run_or_race(race, models, lanes, prepared, weights, index, algorithm, control, trace_size, sets)
+    lanes = start_lanes(models, params, prepared, weights, index, algorithm, control, trace_size)
+    return lanes, Problem(models, prepared, weights, index)
+
+
+@functools.partial(jax.jit, static_argnames=("num_starts",))
+def _finish_batch(lanes: Lane, problem: Problem, algorithm, *, num_starts):
+    models, prepared, weights = problem.model, problem.data, problem.weights
+    run = finish_lanes(lanes, models, prepared, weights, problem.index, algorithm)
+    sets = lanes.status.shape[0] // num_starts
     run = jax.tree.map(lambda a: a.reshape(sets, num_starts, *a.shape[1:]), run)
     best = jnp.argmax(rankable(run.objective, run.status), axis=1)
     weight = jax.vmap(lambda m, d, w: m.num_observations(d, w))(models, prepared, weights)

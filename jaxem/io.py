@@ -15,17 +15,14 @@ import json
 import math
 import os
 import pkgutil
-import secrets
 import zipfile
-from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxem.atomic import write_atomically
 from jaxem.model import Model
 from jaxem.result import BatchResult, Result, Starts, describe
 from jaxem.select import Selection
@@ -86,25 +83,6 @@ def load(path: str | os.PathLike) -> Any:
             raise ValueError(
                 f"{os.fspath(path)} is not a sound jaxem file: {str(error) or type(error).__name__}"
             ) from error
-
-
-def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], None]) -> None:
-    """Write a file whole or not at all: into a temporary one beside it, which then takes its name.
-
-    Whatever stops the writing, an interrupt or a full disk, leaves the file that was there before.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 class _ForeignError(Exception):

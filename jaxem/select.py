@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
@@ -14,14 +15,18 @@ import numpy as np
 
 from jaxem import validate
 from jaxem.algorithms.em import EM
-from jaxem.driver import rankable, run_lanes
+from jaxem.checkpoint import Checkpoint, fingerprint
+from jaxem.driver import finish_lanes, rankable, start_lanes
 from jaxem.fit import _check_on_failure, _control, fit, make_result, report
+from jaxem.host import Watch, drive
 from jaxem.inference import icl
 from jaxem.initialize import KMeansPlusPlus, Start
 from jaxem.model import Diagnosis, Model, float_type, pytree, static
+from jaxem.progress import Report
 from jaxem.result import Result, describe, size
 from jaxem.slots import Index
 from jaxem.stopping import Stopping
+from jaxem.work import LanesWork, Problem
 
 if TYPE_CHECKING:
     from jaxtyping import Array
@@ -69,12 +74,16 @@ def select(
     stopping: Stopping | None = None,
     trace_size: int = 256,
     on_failure: Literal["warn", "ignore"] = "ignore",
+    progress: bool | Callable[[Report], Any] = False,
+    checkpoint: str | os.PathLike | Checkpoint | None = None,
+    resume: str | os.PathLike | Checkpoint | None = None,
 ) -> Selection:
     """Fit every model from ``num_starts`` starts and choose the one with the smallest criterion.
 
     Models that differ only in their number of components (``[Mixture(Gaussian(), k) for k in range(1, 10)]``) are lanes
     of one program, in which the components beyond a lane's K have weight 0 and keep it. A degenerate fit, whose
-    likelihood is not real, is chosen only if all are so. Arguments as for `fit`; raises ValueError for an empty list.
+    likelihood is not real, is chosen only if all are so. Arguments as for `fit`; checkpoints are for models that are one
+    program. Raises ValueError for an empty list.
     """
     models = list(models)
     if not models:
@@ -86,9 +95,16 @@ def select(
     _check_on_failure(on_failure)
     common: dict[str, Any] = {"num_starts": num_starts, "weights": weights, "start": start, "trace_size": trace_size}
     common |= {"tol": tol, "max_steps": max_steps, "min_steps": min_steps, "stopping": stopping}
-    if _one_program(models):
-        results = _sweep(models, data, key=key, on_failure=on_failure, **common)
+    one_program = _one_program(models)
+    if not one_program and not (checkpoint is None and resume is None):
+        raise ValueError(
+            "these models are fitted one by one, each by a program of its own: fit them with checkpoints each"
+        )
+    if one_program:
+        watch = Watch(progress, checkpoint, resume)
+        results = _sweep(models, data, key=key, on_failure=on_failure, watch=watch, **common)
     else:
+        common["progress"] = progress
         keys = jax.random.split(validate.check_key(key, "a random start"), len(models))
         results = [fit(m, data, key=k, on_failure=on_failure, **common) for m, k in zip(models, keys, strict=True)]
     values = [_criterion(result, criterion, data, weights) for result in results]
@@ -119,7 +135,20 @@ def _one_program(models: list[Model]) -> bool:
 
 
 def _sweep(
-    models, data, *, key, num_starts, weights, start, trace_size, tol, max_steps, min_steps, stopping, on_failure
+    models,
+    data,
+    *,
+    key,
+    num_starts,
+    weights,
+    start,
+    trace_size,
+    tol,
+    max_steps,
+    min_steps,
+    stopping,
+    on_failure,
+    watch,
 ):
     control = _control(tol, stopping, EM(), max_steps, min_steps)
     largest = max(models, key=lambda m: m.num_components)
@@ -130,19 +159,18 @@ def _sweep(
     validate.check_weights_of_sequences(largest, data, weights)
     num_starts = validate.check_count("num_starts", num_starts, 1)
     counts = jnp.array([model.num_components for model in models])
-    fitted, run, diagnosis, best, weight = _sweep_program(
-        start or KMeansPlusPlus(),
-        control,
-        largest,
-        data,
-        weights,
-        validate.check_key(key, "a random start"),
-        counts,
-        num_starts=num_starts,
-        trace_size=trace_size,
-    )
-    fitted = fitted.specialize(None)
-    run, diagnosis = jax.device_get((run, diagnosis))
+    key, start = validate.check_key(key, "a random start"), start or KMeansPlusPlus()
+    options = {"num_starts": num_starts, "trace_size": trace_size}
+    lanes, problem = _prepare(start, control, largest, data, weights, key, counts, **options)
+    work = LanesWork(lanes, problem, EM(), control)
+
+    def asked() -> dict[str, str]:
+        parts = {"models": largest, "components": counts, "data": data, "weights": weights}
+        return fingerprint(starts=(key, start), rules=(control, num_starts, trace_size), **parts)
+
+    drive(work, watch, asked)
+    run, diagnosis, best, weight = jax.device_get(_finish(work.lanes, problem, num_models=len(models)))
+    fitted = problem.model.specialize(None)
     results = []
     for i, model in enumerate(models):
         k = model.num_components
@@ -166,7 +194,7 @@ def _trim(model: Model, params: Any, k: int) -> Any:
 
 
 @functools.partial(jax.jit, static_argnames=("num_starts", "trace_size"))
-def _sweep_program(start, control, model, data, weights, key, counts, *, num_starts, trace_size):
+def _prepare(start, control, model, data, weights, key, counts, *, num_starts, trace_size):
     model = model.calibrate(data, weights)
     keys = jax.random.split(key, (counts.shape[0], num_starts))
 
@@ -174,13 +202,19 @@ def _sweep_program(start, control, model, data, weights, key, counts, *, num_sta
         return model.init(key, data, weights, start, jnp.arange(model.num_components) < count)
 
     starts = jax.vmap(lambda count, keys: jax.vmap(lambda k: draw(count, k))(keys))(counts, keys)
-    lanes = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), starts)
+    params = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), starts)
     prepared, weights = model.compress(data, weights)
-    run = run_lanes(
-        model, lanes, prepared, weights, index=Index(), algorithm=EM(), control=control, trace_size=trace_size
-    )
-    weight = model.num_observations(prepared, weights)
+    lanes = start_lanes(model, params, prepared, weights, Index(), EM(), control, trace_size)
+    return lanes, Problem(model, prepared, weights)
+
+
+@functools.partial(jax.jit, static_argnames=("num_models",))
+def _finish(lanes, problem: Problem, *, num_models):
+    model, data, weights = problem.model, problem.data, problem.weights
+    run = finish_lanes(lanes, model, data, weights, problem.index, EM())
+    weight = model.num_observations(data, weights)
     diagnosis = jax.vmap(lambda p: model.diagnose(p, weight))(run.params)
-    run, diagnosis = jax.tree.map(lambda a: a.reshape(counts.shape[0], num_starts, *a.shape[1:]), (run, diagnosis))
+    axes = (num_models, lanes.status.shape[0] // num_models)
+    run, diagnosis = jax.tree.map(lambda a: a.reshape(*axes, *a.shape[1:]), (run, diagnosis))
     best = jnp.argmax(rankable(run.objective, run.status), axis=1)
-    return model, run, diagnosis, best, weight
+    return run, diagnosis, best, weight

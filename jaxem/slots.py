@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,9 +68,9 @@ def _step_slots(slots: Lane, problem: tuple[Any, Any, Any], axes, algorithm: Alg
 
 def drive(lanes: Lane, model, data, weights, index: Index, algorithm, control, slots: int | None) -> Lane:
     """Run every lane that is RUNNING until it has stopped."""
-    sizes = _slot_sizes(lanes.status.shape[0], _bytes_per_lane(model, data, index), slots)
-    for size, target in zip(sizes, [*sizes[1:], 0], strict=True):
-        lanes = _stage(lanes, size, target, model, data, weights, index, algorithm, control)
+    for stage in stages(lanes, model, data, index, slots):
+        flight = fly(enter(lanes, stage), stage.target, None, model, data, weights, index, algorithm, control)
+        lanes = leave(flight)
     return lanes
 
 
@@ -94,62 +95,120 @@ def _slot_sizes(num_lanes: int, per_lane: int, slots: int | None) -> list[int]:
     return sizes
 
 
-def _stage(lanes: Lane, size: int, target: int, model, data, weights, index, algorithm, control) -> Lane:
-    """Step ``size`` slots until no more than ``target`` lanes run. The loop over iterations."""
-    total = lanes.status.shape[0]
-    axes = axes_of(index)
-    shared = all(axis is None for axis in axes)
+class Stage(NamedTuple):
+    """How many slots are stepped at once, and the number of running lanes at which fewer slots would do."""
+
+    size: int
+    target: int
+
+
+def stages(lanes: Lane, model: Model, data: Any, index: Index, slots: int | None) -> list[Stage]:
+    """The stages that lanes pass through one after the other; shapes are all that is looked at."""
+    sizes = _slot_sizes(lanes.status.shape[0], _bytes_per_lane(model, data, index), slots)
+    return [Stage(size, target) for size, target in zip(sizes, [*sizes[1:], 0], strict=True)]
+
+
+@pytree
+class Flight:
+    """Lanes on their way through a stage: all that a loop over iterations carries, so that it can pause anywhere.
+
+    pool: all lanes, as they were when they last left a slot; () where every lane has a slot of its own. slots: those that
+    are stepped, and lane_of: which lanes these are. order: running lanes first; running: how many these were at the
+    beginning; waiting: how many of them have not had a slot yet. ticks: steps made.
+    """
+
+    pool: Any
+    slots: Any
+    lane_of: Any
+    order: Any
+    running: Int[Array, ""]
+    waiting: Int[Array, ""]
+    ticks: Int[Array, ""]
+
+    @property
+    def unfinished(self) -> Int[Array, ""]:
+        """Lanes that run or wait."""
+        return _num_active(self.slots) + self.waiting
+
+
+def enter(lanes: Lane, stage: Stage) -> Flight:
+    """The lanes at the beginning of a stage: the first of those that run have the slots."""
+    total, size = lanes.status.shape[0], stage.size
+    zero = jnp.int32(0)
+    pool = _pack(lanes)
+    if total == size:
+        return Flight((), pool, (), (), zero, zero, zero)
     running = lanes.status == Status.RUNNING
     num_running = jnp.sum(running, dtype=jnp.int32)
     # Running lanes first, in their order: what a stable sort on (not running) gives, by counting.
     place = jnp.where(running, jnp.cumsum(running) - 1, num_running + jnp.cumsum(~running) - 1)
     order = jnp.zeros(total, jnp.int32).at[place].set(jnp.arange(total, dtype=jnp.int32))
+    lane_of = order[:size]
+    return Flight(pool, take(pool, lane_of), lane_of, order, num_running, jnp.maximum(num_running - size, 0), zero)
+
+
+def leave(flight: Flight) -> Lane:
+    """All lanes as they are now: also in the middle of a stage."""
+    return (flight.slots if flight.pool == () else put(flight.pool, flight.lane_of, flight.slots)).tree
+
+
+def fly(flight: Flight, target, until, model, data, weights, index: Index, algorithm, control) -> Flight:
+    """Step the slots until no more than ``target`` lanes run, or ``ticks`` is ``until``. The loop over iterations.
+
+    It may stop and go on at any tick without a change in any number.
+    """
+    axes = axes_of(index)
+    shared = all(axis is None for axis in axes)
+    roomy = flight.pool == ()
+    size = _num_slots(flight.slots)
+    total = size if roomy else flight.order.shape[0]
 
     def gather(lane_of):
         return () if shared else problem_of(model, data, weights, index, lane_of)
 
-    def num_active(slots):
-        return jnp.sum(slots.tree.status == Status.RUNNING, dtype=jnp.int32)
-
     def cond(carry):
-        _, slots, _, _, waiting = carry
-        return num_active(slots) + waiting > target
+        flight, _ = carry
+        more = flight.unfinished > target
+        return more if until is None else more & (flight.ticks < until)
 
     def refill(carry):
         """Write what has stopped to the pool and give its slots the next waiting lanes."""
-        pool, slots, _, lane_of, waiting = carry
-        pool = put(pool, lane_of, slots)
-        done = slots.tree.status != Status.RUNNING
+        flight, _ = carry
+        pool = put(flight.pool, flight.lane_of, flight.slots)
+        done = flight.slots.tree.status != Status.RUNNING
         rank = jnp.cumsum(done) - 1
         # Running lanes come first in the order, and those after the slots wait in it.
-        position = jnp.clip(num_running - waiting + rank, 0, total - 1)
-        takes = done & (rank < waiting)
-        lane_of = jnp.where(takes, order[position], lane_of)
-        return pool, take(pool, lane_of), gather(lane_of), lane_of, waiting - jnp.sum(takes, dtype=jnp.int32)
+        position = jnp.clip(flight.running - flight.waiting + rank, 0, total - 1)
+        takes = done & (rank < flight.waiting)
+        lane_of = jnp.where(takes, flight.order[position], flight.lane_of)
+        waiting = flight.waiting - jnp.sum(takes, dtype=jnp.int32)
+        slots = take(pool, lane_of)
+        return dataclasses.replace(flight, pool=pool, slots=slots, lane_of=lane_of, waiting=waiting), gather(lane_of)
 
     def body(carry):
-        pool, slots, problem, lane_of, waiting = carry
-        before = slots.tree
+        flight, problem = carry
+        before = flight.slots.tree
         problem_now = (model, data, weights) if shared else problem
         after = _pack(_step_slots(before, problem_now, axes, algorithm, control))
         # A slot whose lane has stopped stays as it is.
         active = (before.status == Status.RUNNING)[:, None]
-        slots = jax.tree.map(lambda new, old: jnp.where(active, new, old), after, slots)
-        carry = (pool, slots, problem, lane_of, waiting)
-        if total == size:
-            return carry
-        done = size - num_active(slots)
-        return jax.lax.cond((waiting > 0) & (done * _REFILL >= size), refill, lambda c: c, carry)
+        slots = jax.tree.map(lambda new, old: jnp.where(active, new, old), after, flight.slots)
+        flight = dataclasses.replace(flight, slots=slots, ticks=flight.ticks + 1)
+        if roomy:
+            return flight, problem
+        done = size - _num_active(slots)
+        return jax.lax.cond((flight.waiting > 0) & (done * _REFILL >= size), refill, lambda c: c, (flight, problem))
 
-    pool = _pack(lanes)
-    if total == size:
-        carry = ((), pool, gather(jnp.arange(total)), (), jnp.int32(0))
-        return jax.lax.while_loop(cond, body, carry)[1].tree
-    lane_of = order[:size]
-    waiting = jnp.maximum(num_running - size, 0)
-    carry = (pool, take(pool, lane_of), gather(lane_of), lane_of, waiting)
-    pool, slots, _, lane_of, _ = jax.lax.while_loop(cond, body, carry)
-    return put(pool, lane_of, slots).tree
+    problem = gather(jnp.arange(total) if roomy else flight.lane_of)
+    return jax.lax.while_loop(cond, body, (flight, problem))[0]
+
+
+def _num_active(slots: _Packed) -> Int[Array, ""]:
+    return jnp.sum(slots.tree.status == Status.RUNNING, dtype=jnp.int32)
+
+
+def _num_slots(slots: _Packed) -> int:
+    return next(iter(slots.matrices.values())).shape[0]
 
 
 def take(tree: Any, rows: Array) -> Any:
@@ -174,7 +233,7 @@ class _Packed:
     @property
     def tree(self) -> Any:
         treedef, leaves = self.layout
-        num_lanes = next(iter(self.matrices.values())).shape[0]
+        num_lanes = _num_slots(self)
         offset = dict.fromkeys(self.matrices, 0)
         out = []
         for dtype, shape in leaves:

@@ -19,6 +19,7 @@ class Status(enum.IntEnum):
     NON_FINITE_INPUT = 8
     ZERO_LIKELIHOOD = 9
     TOO_FEW_ROWS = 10
+    INTERRUPTED = 11
 
     @property
     def text(self) -> str:
@@ -45,7 +46,15 @@ class Status(enum.IntEnum):
 
 
 #: Statuses whose parameters may be chosen as the best of several starts.
-USABLE = (Status.CONVERGED, Status.STALLED, Status.MAX_STEPS, Status.OUTRACED, Status.DECREASED, Status.DEGENERATE)
+USABLE = (
+    Status.CONVERGED,
+    Status.STALLED,
+    Status.MAX_STEPS,
+    Status.OUTRACED,
+    Status.DECREASED,
+    Status.DEGENERATE,
+    Status.INTERRUPTED,
+)
 
 _LABEL = {Status.STALLED: "stalled at precision", Status.NON_FINITE: "non-finite"}
 _LABEL[Status.NON_FINITE_INPUT] = "non-finite input"
@@ -62,6 +71,7 @@ _TEXT = {
     Status.NON_FINITE_INPUT: "the data or weights hold NaN or infinity; nothing was fitted",
     Status.ZERO_LIKELIHOOD: "the data are impossible under the parameters: the log-likelihood is -inf",
     Status.TOO_FEW_ROWS: "fewer examples with positive weight than components; nothing was fitted",
+    Status.INTERRUPTED: "interrupted before the stopping rule was met; the best parameters seen are kept",
 }
 
 _ADVICE = {
@@ -74,4 +84,5 @@ _ADVICE = {
     Status.NON_FINITE_INPUT: "remove or mask the rows",
     Status.ZERO_LIKELIHOOD: "start from parameters that allow every example",
     Status.TOO_FEW_ROWS: "use fewer components",
+    Status.INTERRUPTED: "go on from them (params=), or from a checkpoint (resume=)",
 }

@@ -36,19 +36,37 @@ def to_device(data: Any, keep_types: bool = False) -> Any:
     return jax.tree.map(_array, data)
 
 
+def as_arrays(data: Any) -> Any:
+    """The data as arrays, those of the host still on the host."""
+    if isinstance(data, Prepared):
+        raise ValueError("fit takes raw data: it calibrates and prepares them itself")
+    if isinstance(data, Data):
+        return Data(**{name: _numbers(getattr(data, name)) for name in data.given()})
+    if isinstance(data, list) or hasattr(data, "__array__"):
+        return _numbers(data)
+    return jax.tree.map(_numbers, data)
+
+
 def observations(data: Any) -> jax.Array | None:
     """x, where the data are an array or a `Data`."""
     if isinstance(data, Data):
         return data.x
-    return data if isinstance(data, jax.Array) else None
+    return data if isinstance(data, (jax.Array, jax.ShapeDtypeStruct)) else None
 
 
-def _array(leaf: Any) -> jax.Array:
+def _numbers(leaf: Any) -> Any:
     if isinstance(leaf, jax.Array):
         return leaf
     leaf = np.asarray(leaf)
     if leaf.dtype.kind not in "fiub":
         raise ValueError(f"data must be numbers; got an array of dtype {leaf.dtype}")
+    return leaf
+
+
+def _array(leaf: Any) -> jax.Array:
+    leaf = _numbers(leaf)
+    if isinstance(leaf, jax.Array):
+        return leaf
     # device_put, not jnp.asarray, which holds a second copy while it makes the first.
     return jax.device_put(leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype), copy=False))
 
@@ -76,8 +94,11 @@ def _exact(whole: np.ndarray) -> np.ndarray:
     return whole.astype(dtype)
 
 
-def check_data(model: Model, data: Any, batch: int = 0) -> int:
-    """Shapes, size and finiteness of one data set (``batch`` = 0), or of several of one shape; returns N."""
+def check_data(model: Model, data: Any, batch: int = 0, total: int | None = None) -> int:
+    """Shapes, size and finiteness of one data set (``batch`` = 0), or of several of one shape; returns N.
+
+    total: the number of examples of which these are a part, where they are one.
+    """
     sizes = {leaf.shape[: 1 + batch] for leaf in jax.tree.leaves(data)}
     if len(sizes) != 1:
         raise ValueError(f"all parts of the data need the same number of examples; got leading shapes {sorted(sizes)}")
@@ -88,8 +109,9 @@ def check_data(model: Model, data: Any, batch: int = 0) -> int:
     # Shapes and fields are the model's business: tracing asks it without computing anything.
     one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[batch:], a.dtype), data)
     jax.eval_shape(model.calibrate, one)
-    if shape[-1] < model.min_examples:
-        raise ValueError(f"{model.num_components} components need at least as many rows; got {shape[-1]}")
+    total = shape[-1] if total is None else total
+    if total < model.min_examples:
+        raise ValueError(f"{model.num_components} components need at least as many rows; got {total}")
     if not batch:
         read = layout.hidden(data, 0.0) if isinstance(data, Data) else data
         for path, leaf in jax.tree_util.tree_leaves_with_path(read):
@@ -114,7 +136,10 @@ def _first_bad(leaf: jax.Array, name: str) -> str:
 
 
 def check_weights(weights: Any, shape: tuple[int, ...], dtype: Any, least: int) -> jax.Array | None:
-    """One finite, non-negative number per example, not all 0, positive for at least ``least`` of them."""
+    """One finite, non-negative number per example, not all 0, positive for at least ``least`` of them.
+
+    least: 0 for a part of a data set, of which all may be 0.
+    """
     if weights is None:
         return None
     weights = jnp.asarray(weights)
@@ -125,7 +150,7 @@ def check_weights(weights: Any, shape: tuple[int, ...], dtype: Any, least: int) 
     if len(bad):
         place = ", ".join(str(i) for i in bad[0])
         raise ValueError(f"weights must be finite and at least 0; weight [{place}] is {host[tuple(bad[0])]}")
-    if not np.all(np.any(host > 0, axis=-1)):
+    if least and not np.all(np.any(host > 0, axis=-1)):
         raise ValueError("all weights are 0: there is nothing to fit")
     present = np.count_nonzero(host > 0, axis=-1)
     if np.any(present < least):

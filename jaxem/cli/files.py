@@ -16,10 +16,11 @@ import jax
 import numpy as np
 
 import jaxem
+from jaxem.atomic import write_atomically
 from jaxem.cli.fitting import Assignment, Factors, Fitted
 from jaxem.cli.inputs import Input
 from jaxem.cli.models import Kind
-from jaxem.io import save, write_atomically
+from jaxem.io import save
 from jaxem.plot.subject import family
 from jaxem.result import Result, describe, has_noise, labels, size
 from jaxem.select import Selection

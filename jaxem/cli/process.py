@@ -9,8 +9,8 @@ from pathlib import Path
 
 import jax
 
+from jaxem.atomic import write_atomically
 from jaxem.cli.console import CommandError
-from jaxem.io import write_atomically
 
 
 def arithmetic(dtype: str) -> contextlib.AbstractContextManager:

@@ -10,8 +10,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from jaxem.atomic import write_atomically
 from jaxem.families import BernoulliParams, CategoryParams, LinearRegressionParams, Product, RegressionParams
-from jaxem.io import write_atomically
 from jaxem.plot.choice import draw_choice
 from jaxem.plot.components import draw_components
 from jaxem.plot.factors import draw_loadings

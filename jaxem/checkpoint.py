@@ -1,0 +1,162 @@
+"""Checkpoints: where a long fit is, written atomically, and gone on from to the last bit.
+
+A file holds the arrays of the state, the place they belong to, and a fingerprint of everything that the fit was asked:
+model, data, weights, starts, algorithm, rules. It is an npz with a JSON manifest, read without pickle.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import zipfile
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxem.atomic import write_atomically
+from jaxem.tables import read_array, write_array
+
+SCHEMA = "jaxem-checkpoint/1"
+_MANIFEST = "manifest.json"
+# Of larger arrays a fingerprint looks at so many bytes, evenly spread.
+_LOOKED_AT = 2**26
+_PIECES = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """Where a long fit keeps its state, and how often it is written: every so many seconds, or steps of the loop.
+
+    With ``steps`` alone the clock is not asked. The file is written a last time when the fit ends or is interrupted.
+    Raises ValueError for a period that is not positive, or none at all.
+    """
+
+    path: str | os.PathLike
+    seconds: float | None = None
+    steps: int | None = None
+
+    def __post_init__(self):
+        if self.seconds is None and self.steps is None:
+            object.__setattr__(self, "seconds", 60.0)
+        for name in ("seconds", "steps"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} between checkpoints must be positive; got {value}")
+
+
+def fingerprint(**parts: Any) -> dict[str, str]:
+    """A hash of each part, a pytree: of its structure, and of the bytes of its leaves (of large ones a sample)."""
+    return {name: _hash(part) for name, part in parts.items()}
+
+
+def _hash(tree: Any) -> str:
+    leaves, structure = jax.tree.flatten(tree)
+    digest = hashlib.sha256()
+    # Words in an order of their own: addresses and the order of sets differ from process to process.
+    words = re.findall(r"[^\W]+", re.sub(r"0x[0-9a-f]+", "", str(structure)))
+    digest.update(" ".join(sorted(words)).encode())
+    for leaf in leaves:
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        digest.update(f"{np.shape(leaf)} {getattr(leaf, 'dtype', type(leaf).__name__)}".encode())
+        if getattr(leaf, "is_fully_addressable", True):
+            for piece in _pieces(leaf):
+                digest.update(np.ascontiguousarray(piece).tobytes())
+    return digest.hexdigest()
+
+
+def _pieces(leaf: Any) -> list[np.ndarray]:
+    size = getattr(leaf, "nbytes", 0)
+    if size <= _LOOKED_AT or np.ndim(leaf) == 0:
+        return [np.asarray(leaf)]
+    rows = max(1, int(len(leaf) * (_LOOKED_AT / size) / _PIECES))
+    begins = np.linspace(0, len(leaf) - rows, _PIECES).astype(int)
+    return [np.asarray(leaf[begin : begin + rows]) for begin in begins]
+
+
+def write(path: str | os.PathLike, asked: dict[str, str], place: dict[str, Any], state: Any) -> None:
+    """Replace the checkpoint at ``path`` in one step; a kill at any moment leaves the old one or the new one."""
+    arrays = [np.asarray(leaf) for leaf in jax.device_get([_data(leaf) for leaf in jax.tree.leaves(state)])]
+    manifest = {"schema": SCHEMA, "jax": jax.__version__, "asked": asked, "place": place, "arrays": len(arrays)}
+    text = json.dumps(manifest, indent=1).encode()
+
+    def fill(file: BinaryIO) -> None:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            archive.writestr(_MANIFEST, text)
+            for i, array in enumerate(arrays):
+                archive.writestr(f"{i}.npy", write_array(array))
+
+    write_atomically(path, fill)
+
+
+def _data(leaf: Any) -> Any:
+    """Random keys as the numbers they are."""
+    is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(leaf) if is_key else leaf
+
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """What a file held: the fingerprint of what the fit was asked, the place, and the arrays."""
+
+    asked: dict[str, str]
+    place: dict[str, Any]
+    arrays: list[np.ndarray]
+
+
+def read(path: str | os.PathLike) -> Read:
+    """What `write` wrote. Raises ValueError, which names the file, for anything else."""
+    size = Path(path).stat().st_size
+    try:
+        with zipfile.ZipFile(path) as archive:
+            manifest = json.loads(archive.read(_MANIFEST))
+            if manifest["schema"] != SCHEMA:
+                raise ValueError(f"its schema is {manifest['schema']!r}; this version reads {SCHEMA!r}")
+            arrays = []
+            for i in range(int(manifest["arrays"])):
+                info = archive.getinfo(f"{i}.npy")
+                if info.compress_type != zipfile.ZIP_STORED or info.file_size > size:
+                    raise ValueError(f"array {i} declares {info.file_size} bytes in a file of {size}")
+                with archive.open(info) as member:
+                    arrays.append(read_array(member, info.file_size))
+            return Read(dict(manifest["asked"]), dict(manifest["place"]), arrays)
+    except Exception as error:  # a damaged or hostile file can make any step fail in any way
+        raise ValueError(
+            f"{os.fspath(path)} is not a sound checkpoint: {str(error) or type(error).__name__}"
+        ) from error
+
+
+def check_asked(path: str | os.PathLike, found: dict[str, str], asked: dict[str, str]) -> None:
+    """Raise ValueError where the checkpoint is of another fit, naming what differs."""
+    differ = sorted(name for name in found.keys() | asked.keys() if found.get(name) != asked.get(name))
+    if differ:
+        raise ValueError(
+            f"{os.fspath(path)} is the checkpoint of another fit: {', '.join(differ)} differ"
+            f"{'s' if len(differ) == 1 else ''}; give what that fit was given, or another path"
+        )
+
+
+def rebuilt(path: str | os.PathLike, arrays: list[np.ndarray], like: Any) -> Any:
+    """The arrays in the structure of ``like``, on the device; ValueError where they do not fit it."""
+    wanted, structure = jax.tree.flatten(like)
+    if len(wanted) != len(arrays):
+        raise ValueError(f"{os.fspath(path)} holds {len(arrays)} arrays; this fit's state has {len(wanted)}")
+    return jax.tree.unflatten(structure, [_restored(path, a, w) for a, w in zip(arrays, wanted, strict=True)])
+
+
+def _restored(path: str | os.PathLike, array: np.ndarray, want: Any) -> Any:
+    is_key = jnp.issubdtype(want.dtype, jax.dtypes.prng_key)
+    if is_key:
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(want))
+    if array.shape != want.shape or array.dtype != want.dtype:
+        raise ValueError(
+            f"{os.fspath(path)} holds an array {array.dtype}{list(array.shape)} where this fit has "
+            f"{want.dtype}{list(want.shape)}"
+        )
+    return jnp.asarray(array)

@@ -1,0 +1,332 @@
+"""Long work in pieces: what the host drives forward a bounded number of steps at a time, and can lay down anywhere.
+
+The loop over iterations stays compiled. A piece of it ends after so many steps, with everything that the loop carries in
+the hands of the host, and the next piece goes on from there: no number depends on where the pieces end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxem import validate
+from jaxem.driver import race, short_run
+from jaxem.lane import Control, Lane
+from jaxem.model import Algorithm, pytree, static, unsupported
+from jaxem.slots import Flight, Index, Stage, enter, fly, leave, put, stages, take
+
+if TYPE_CHECKING:
+    from jaxtyping import Array
+
+
+class Work:
+    """Something that goes forward a piece at a time. `place` and `state` together say all about where it is."""
+
+    #: What a budget counts.
+    unit: str = "step"
+    #: Counted since the beginning.
+    ticks: int
+
+    @property
+    def finished(self) -> bool:
+        raise unsupported(self, "finished", "the host's driver")
+
+    def forward(self, budget: int) -> None:
+        """Go on for at most ``budget`` units, and wait for the end of them."""
+        raise unsupported(self, "forward", "the host's driver")
+
+    @property
+    def lanes(self) -> Lane:
+        """The lanes as they are now."""
+        raise unsupported(self, "lanes", "a report of progress")
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """Numbers and names for a manifest, from which `expect` knows the shapes of the state."""
+        return {}
+
+    @property
+    def state(self) -> Any:
+        """All that changes, as a pytree of arrays."""
+        raise unsupported(self, "state", "a checkpoint")
+
+    def expect(self, place: dict[str, Any]) -> Any:
+        """The structure, shapes and types of the state at a place."""
+        raise unsupported(self, "expect", "going on from a checkpoint")
+
+    def restore(self, place: dict[str, Any], state: Any) -> None:
+        """Go to that place."""
+        raise unsupported(self, "restore", "going on from a checkpoint")
+
+
+@pytree
+class Problem:
+    """What lanes work on, and which lane sees which data set (see `jaxem.run_lanes`)."""
+
+    model: Any
+    data: Any
+    weights: Any
+    index: Index = Index()
+
+
+class Programs:
+    """The compiled pieces: how lanes enter a stage, fly through it and leave it."""
+
+    def stages(self, lanes: Lane, problem: Problem) -> list[Stage]:
+        return stages(lanes, problem.model, problem.data, problem.index, None)
+
+    def enter(self, lanes: Lane, stage: Stage) -> Flight:
+        return _enter(lanes, stage)
+
+    def fly(self, flight: Flight, stage: Stage, until: int, problem: Problem, algorithm, control) -> Flight:
+        return _fly(flight, np.int32(stage.target), np.int32(until), problem, algorithm, control)
+
+    def leave(self, flight: Flight) -> Lane:
+        return _leave(flight)
+
+    def counts(self, flight: Flight) -> tuple[int, int]:
+        """Lanes that are not finished, and steps made in this stage."""
+        unfinished, ticks = jax.device_get(_counts(flight))
+        return int(unfinished), int(ticks)
+
+
+_enter = jax.jit(enter, static_argnums=1)
+_leave = jax.jit(leave)
+_counts = jax.jit(lambda flight: (flight.unfinished, flight.ticks))
+
+
+@jax.jit
+def _fly(flight: Flight, target: Array, until: Array, problem: Problem, algorithm: Algorithm, control: Control):
+    return fly(flight, target, until, problem.model, problem.data, problem.weights, problem.index, algorithm, control)
+
+
+def expected_flight(programs: Programs, lanes: Lane, problem: Problem, stage: int) -> Any:
+    """Shapes and types of the flight of such lanes through a stage."""
+    chosen = programs.stages(lanes, problem)[stage]
+    return jax.eval_shape(lambda lanes: programs.enter(lanes, chosen), lanes)
+
+
+class LanesWork(Work):
+    """Lanes on data that lie on the device, through all stages (see `jaxem.slots`)."""
+
+    def __init__(
+        self, lanes: Lane, problem: Problem, algorithm: Algorithm, control: Control, programs: Programs = Programs()
+    ):
+        self.problem, self.algorithm, self.control, self.programs = problem, algorithm, control, programs
+        self.stages = programs.stages(lanes, problem)
+        self.ticks = 0
+        self._shapes = jax.eval_shape(lambda lanes: lanes, lanes)
+        self._number = 0
+        self._flight = programs.enter(lanes, self.stages[0])
+        self._settle()
+
+    def _settle(self) -> None:
+        """Go on to the stage in which there is something to do."""
+        self._unfinished, self._stage_ticks = self.programs.counts(self._flight)
+        while self._unfinished <= self.stages[self._number].target and self._number + 1 < len(self.stages):
+            self._number += 1
+            self._flight = self.programs.enter(self.lanes, self.stages[self._number])
+            self._unfinished, self._stage_ticks = self.programs.counts(self._flight)
+
+    @property
+    def finished(self) -> bool:
+        return self._unfinished == 0
+
+    def forward(self, budget: int) -> None:
+        before, stage = self._stage_ticks, self.stages[self._number]
+        until = min(before + budget, np.iinfo(np.int32).max)
+        self._flight = self.programs.fly(self._flight, stage, until, self.problem, self.algorithm, self.control)
+        self._unfinished, self._stage_ticks = self.programs.counts(self._flight)
+        self.ticks += self._stage_ticks - before
+        if self._unfinished <= stage.target:
+            self._settle()
+
+    @property
+    def lanes(self) -> Lane:
+        return self.programs.leave(self._flight)
+
+    @property
+    def place(self) -> dict[str, Any]:
+        return {"stage": self._number, "ticks": self.ticks}
+
+    @property
+    def state(self) -> Flight:
+        return self._flight
+
+    def expect(self, place: dict[str, Any]) -> Any:
+        return expected_flight(self.programs, self._shapes, self.problem, int(place["stage"]))
+
+    def restore(self, place: dict[str, Any], state: Flight) -> None:
+        self._number, self.ticks = int(place["stage"]), int(place["ticks"])
+        self._flight = state
+        self._settle()
+
+
+@pytree
+class Race:
+    """Start racing (emEM): every start runs for ``steps``, then only the best ``keep`` of each data set go on."""
+
+    steps: int | jax.Array = 10
+    keep: int = static(default=8)
+
+    def __post_init__(self):
+        validate.check_count("keep", self.keep, 1)
+        if isinstance(self.steps, (int, float)):
+            validate.check_count("steps", self.steps, 1)
+
+
+class RaceWork(Work):
+    """All lanes for a short run, then the best of every group (see `jaxem.race_lanes`)."""
+
+    def __init__(
+        self,
+        rules: Race,
+        num_groups: int,
+        lanes: Lane,
+        problem: Problem,
+        algorithm: Algorithm,
+        control: Control,
+        programs: Programs = Programs(),
+    ):
+        self._rules, self._num_groups = rules, num_groups
+        self._problem, self._algorithm, self._control, self._programs = problem, algorithm, control, programs
+        self._short = LanesWork(lanes, problem, algorithm, short_run(control, rules.steps), programs)
+        self._final: LanesWork | None = None
+        self._decide()
+
+    def _decide(self) -> None:
+        if self._short.finished:
+            race = _race(self._short.lanes, self._control, self._rules.keep, self._num_groups)
+            self._start_final(*race)
+
+    def _start_final(self, lanes: Lane, chosen: Array) -> None:
+        self._all, self._chosen = lanes, chosen
+        finalists = _take(lanes, chosen)
+        self._final = LanesWork(finalists, self._finalists(chosen), self._algorithm, self._control, self._programs)
+
+    def _finalists(self, chosen: Any) -> Problem:
+        """What the finalists work on."""
+        return dataclasses.replace(self._problem, index=_take(self._problem.index, chosen))
+
+    @property
+    def ticks(self) -> int:  # type: ignore[override]
+        return self._short.ticks + (0 if self._final is None else self._final.ticks)
+
+    @property
+    def finished(self) -> bool:
+        return self._final is not None and self._final.finished
+
+    def forward(self, budget: int) -> None:
+        if self._final is not None:
+            self._final.forward(budget)
+            return
+        self._short.forward(budget)
+        self._decide()
+
+    @property
+    def lanes(self) -> Lane:
+        return self._short.lanes if self._final is None else _put(self._all, self._chosen, self._final.lanes)
+
+    @property
+    def place(self) -> dict[str, Any]:
+        return {"short": self._short.place, "final": None if self._final is None else self._final.place}
+
+    @property
+    def state(self) -> Any:
+        return self._short.state if self._final is None else (self._all, self._chosen, self._final.state)
+
+    def expect(self, place: dict[str, Any]) -> Any:
+        if place["final"] is None:
+            return self._short.expect(place["short"])
+        lanes = self._short._shapes
+        chosen = jax.ShapeDtypeStruct((self._rules.keep * self._num_groups,), jnp.int32)
+        both = (lanes, self._problem.index)
+        finalists, index = jax.eval_shape(take, both, chosen)
+        problem = dataclasses.replace(self._problem, index=index)
+        return lanes, chosen, expected_flight(self._programs, finalists, problem, int(place["final"]["stage"]))
+
+    def restore(self, place: dict[str, Any], state: Any) -> None:
+        if place["final"] is None:
+            self._short.restore(place["short"], state)
+            self._decide()
+            return
+        lanes, chosen, flight = state
+        self._short.ticks = int(place["short"]["ticks"])
+        self._start_final(lanes, chosen)
+        assert self._final is not None
+        self._final.restore(place["final"], flight)
+
+
+_race = jax.jit(race, static_argnums=(2, 3))
+_take = jax.jit(take)
+_put = jax.jit(put)
+
+
+class Groups(Work):
+    """Works one after the other, each begun when the one before has ended: of many data sets, as many as fit in memory.
+
+    begin: for each of them a function that makes the work. end: what is kept of one that has ended, a pytree of arrays,
+    of the same shapes for all; traceable.
+    """
+
+    def __init__(self, begin: Sequence[Callable[[], Work]], end: Callable[[Work], Any]):
+        self._begin, self._end = begin, end
+        self.kept: list[Any] = []
+        self._before = 0
+        self._current: Work = begin[0]()
+        self._settle()
+
+    def _settle(self) -> None:
+        while self._current.finished and not self.finished:
+            self.kept.append(jax.device_get(self._end(self._current)))
+            if not self.finished:
+                self._before += self._current.ticks
+                self._current = self._begin[len(self.kept)]()
+
+    def close(self, never: Callable[[Any], Any]) -> list[Any]:
+        """What is kept of every group: of the one at work as it is, of those that were never begun what ``never`` says."""
+        kept = list(self.kept)
+        if not self.finished:
+            kept.append(jax.device_get(self._end(self._current)))
+        return kept + [never(kept[-1])] * (len(self._begin) - len(kept))
+
+    @property
+    def ticks(self) -> int:  # type: ignore[override]
+        return self._before + self._current.ticks
+
+    @property
+    def finished(self) -> bool:
+        return len(self.kept) == len(self._begin)
+
+    def forward(self, budget: int) -> None:
+        self._current.forward(budget)
+        self._settle()
+
+    @property
+    def lanes(self) -> Lane:
+        return self._current.lanes
+
+    @property
+    def place(self) -> dict[str, Any]:
+        return {"done": len(self.kept), "before": self._before, "current": self._current.place}
+
+    @property
+    def state(self) -> Any:
+        return tuple(self.kept), self._current.state
+
+    def expect(self, place: dict[str, Any]) -> Any:
+        kept = jax.eval_shape(lambda: self._end(self._current))
+        return (kept,) * int(place["done"]), self._current.expect(place["current"])
+
+    def restore(self, place: dict[str, Any], state: Any) -> None:
+        kept, current = state
+        self.kept, self._before = [jax.tree.map(np.asarray, k) for k in kept], int(place["before"])
+        if not self.finished:
+            self._current = self._begin[len(self.kept)]()
+        self._current.restore(place["current"], current)
+        self._settle()
