@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxem import layout
-from jaxem.model import Algorithm, Data, Model, num_examples, pytree
+from jaxem.model import Algorithm, Data, Info, Model, num_examples, pytree
 from jaxem.status import Status
 from jaxem.stopping import Progress, RelativeGain, Stopping
 
@@ -58,10 +58,15 @@ class Lane:
 
 
 def begin(params: Any, model: Model, data: Any, weights: Any, algorithm, control, trace, status) -> Lane:
-    """A lane before its first step: nothing is evaluated yet."""
+    """A lane before its first step."""
+    return enter(params, algorithm.init(model, params, data, weights), control, trace, status)
+
+
+def enter(params: Any, state: Any, control: Control, trace: Array, status: Any) -> Lane:
+    """A lane with the algorithm's first state: nothing is evaluated yet."""
     nothing = jnp.full((), -jnp.inf, trace.dtype)
     return Lane(
-        state=algorithm.init(model, params, data, weights),
+        state=state,
         best=params,
         objective=nothing,
         highest=nothing,
@@ -77,8 +82,13 @@ def begin(params: Any, model: Model, data: Any, weights: Any, algorithm, control
 
 def advance(lane: Lane, model: Model, data: Any, weights: Any, algorithm: Algorithm, control: Control) -> Lane:
     """Evaluate the current parameters, decide whether to stop at them, and move to the next ones."""
-    params = lane.state.params
     state, info = algorithm.step(model, lane.state, data, weights)
+    return judge(lane, state, info, model, algorithm, control)
+
+
+def judge(lane: Lane, state: Any, info: Info, model: Model, algorithm: Algorithm, control: Control) -> Lane:
+    """The lane after a step that has led to ``state``: whether it stops, at which parameters, and what it remembers."""
+    params = lane.state.params
     objective = info.objective.astype(lane.objective.dtype)
     log_likelihood = info.log_likelihood.astype(lane.objective.dtype)
     first = lane.previous_objective == -jnp.inf

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from jax import Array
     from jaxtyping import Bool, Float, Int
 
+    from jaxem.passes import Place
+
 T = TypeVar("T")
 
 PyTree = Any
@@ -665,3 +667,33 @@ class Algorithm:
     def step(self, model: Model, state: Any, data: PyTree, weights: Array | None) -> tuple[Any, Info]:
         """One step; ``info.objective`` is the objective of ``state.params``, the incoming ones."""
         raise unsupported(self, "step", "the driver")
+
+    # Data that come in blocks (`jaxem.Stream`): a step is a pass over them. What follows serves every algorithm whose step
+    # looks at the data by one E-step at ``state.params``; others override it, or are refused by name.
+
+    #: True where the number of blocks must be known before the first pass.
+    counts_blocks: bool = False
+
+    def on_blocks(self, block_size: int) -> Algorithm:
+        """The algorithm as it is on blocks of so many examples. Raises UnsupportedError where there is none."""
+        return self
+
+    def init_pass(self, model: Model, params: PyTree, block: PyTree, weights: Array, num_blocks: int | None) -> Any:
+        """The state before the first pass over ``num_blocks`` blocks (None: not known) such as this one."""
+        return self.init(model, params, block, weights)
+
+    def begin_pass(self, model: Model, state: Any, block: PyTree, weights: Array) -> Any:
+        """What a pass over blocks such as this one carries, before it has seen any: sums of E-steps."""
+        from jaxem import passes  # which builds on this file
+
+        return passes.begin(model, state.params, block, weights)
+
+    def see(self, model: Model, state: Any, carry: Any, block: PyTree, weights: Array, place: Place) -> Any:
+        """The carry after one more block."""
+        return carry.plus(model.e_step(state.params, block, weights))
+
+    def end_pass(self, model: Model, state: Any, carry: Any) -> tuple[Any, Info]:
+        """What `step` returns, after the last block."""
+        from jaxem import passes
+
+        return passes.end(self, model, state, carry)

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxem.algorithms.em import EM
 from jaxem.lane import where
-from jaxem.model import Algorithm, Info, Model, pytree, unsupported
+from jaxem.model import Algorithm, Info, Model, UnsupportedError, pytree, unsupported
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
@@ -115,10 +115,34 @@ class Annealing(Algorithm):
 
     def step(self, model: Model, state: AnnealingState, data: Any, weights: Any) -> tuple[AnnealingState, Info]:
         own = self._at(model, state.steps)
-        # What the inner algorithm remembers of one temperature is nothing to it at another.
-        hot = self.schedule.temperature(jnp.maximum(state.steps - 1, 0)) != 1
         fresh = self.inner.init(own, state.params, data, weights)
-        inner, info = self.inner.step(own, where(hot, fresh, state.inner), data, weights)
+        return self._moved(state, *self.inner.step(own, self._now(state, fresh), data, weights))
+
+    # Over blocks: the inner algorithm's passes, each at its temperature. Its state at the beginning of the pass goes along.
+
+    def on_blocks(self, block_size: int) -> Annealing:
+        if type(self.inner).see is not Algorithm.see:
+            raise UnsupportedError(f"Annealing({type(self.inner).__name__}()) does not go over a Stream: use EM inside")
+        return dataclasses.replace(self, inner=self.inner.on_blocks(block_size))
+
+    def begin_pass(self, model: Model, state: AnnealingState, block: Any, weights: Any) -> tuple[Any, Any]:
+        own = self._at(model, state.steps)
+        inner = self._now(state, self.inner.init(own, state.params, block, weights))
+        return inner, self.inner.begin_pass(own, inner, block, weights)
+
+    def see(self, model: Model, state: AnnealingState, carry: Any, block: Any, weights: Any, place: Any) -> Any:
+        inner, sums = carry
+        return inner, self.inner.see(self._at(model, state.steps), inner, sums, block, weights, place)
+
+    def end_pass(self, model: Model, state: AnnealingState, carry: Any) -> tuple[AnnealingState, Info]:
+        return self._moved(state, *self.inner.end_pass(self._at(model, state.steps), *carry))
+
+    def _now(self, state: AnnealingState, fresh: Any) -> Any:
+        """The inner algorithm's state: what it remembers of one temperature is nothing to it at another."""
+        hot = self.schedule.temperature(jnp.maximum(state.steps - 1, 0)) != 1
+        return where(hot, fresh, state.inner)
+
+    def _moved(self, state: AnnealingState, inner: Any, info: Info) -> tuple[AnnealingState, Info]:
         provisional = info.provisional | (self.schedule.temperature(state.steps) != 1)
         return AnnealingState(inner.params, inner, state.steps + 1), dataclasses.replace(info, provisional=provisional)
 

@@ -103,10 +103,21 @@ class GradientEM(Algorithm):
             return self._update(model, params, optimizer, loss), (expected.log_likelihood, expected.weight)
 
         carry = state.params, state.optimizer
-        (params, optimizer), (terms, parts) = jax.lax.scan(visit, carry, order)
-        log_likelihood, weight = long_sum(terms), long_sum(parts)
+        if num_blocks == 1:
+            (params, optimizer), (log_likelihood, weight) = visit(carry, order[0])
+        else:
+            (params, optimizer), (terms, parts) = jax.lax.scan(visit, carry, order)
+            log_likelihood, weight = long_sum(terms), long_sum(parts)
         objective = log_likelihood + model.log_prior(state.params)
         return GradientState(params, optimizer, state.sweep + 1), Info(objective, log_likelihood, weight)
+
+    def on_blocks(self, block_size: int) -> GradientEM:
+        if self.batch_size is not None:
+            raise UnsupportedError(
+                "GradientEM with a batch_size does not go over a Stream: leave batch_size out (a step is a pass), or use "
+                "StochasticEM"
+            )
+        return self
 
     def _update(self, model: Model, params: Any, optimizer: Any, loss: Any) -> tuple[Any, Any]:
         """One update of the parameters, and of the optimizer's state."""

@@ -28,12 +28,16 @@ def check_divisible(model: Model, data: Any) -> None:
         )
 
 
+def num_mini_batches(n: int, batch_size: int | None) -> int:
+    return 1 if batch_size is None else -(-n // batch_size)
+
+
 def deal(key: Array | None, n: int, batch_size: int | None) -> tuple[Int[Array, "B S"], Bool[Array, "B S"] | None]:
     """The examples of each mini-batch, at random, in sizes that differ by one at most.
 
     And which of them are its own: the last of some mini-batches repeats an example of another; None where none does.
     """
-    num_blocks = 1 if batch_size is None else -(-n // batch_size)
+    num_blocks = num_mini_batches(n, batch_size)
     if num_blocks == 1:
         return jnp.arange(n)[None], None
     assert key is not None

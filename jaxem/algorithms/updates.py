@@ -18,21 +18,18 @@ if TYPE_CHECKING:
 class Visit:
     """Which mini-batch is being looked at, and when.
 
-    sweep: passes before this one. place: mini-batches before it in this pass. block: its number, of num_blocks.
-    share: its weight against the mean of them all. total: the weight of all the data.
+    sweep: passes before this one. block: its number, of num_blocks (None where that is not known). last: whether the pass
+    ends with it. weight: of its examples. share: that against what a mini-batch weighs on average. total: the weight of
+    all the data.
     """
 
     sweep: Int[Array, ""]
-    place: Int[Array, ""]
     block: Int[Array, ""]
+    last: Bool[Array, ""]
     share: Float[Array, ""]
+    weight: Float[Array, ""]
     total: Float[Array, ""]
-    num_blocks: int = static()
-
-    @property
-    def last(self) -> Bool[Array, ""]:
-        """True at the end of a pass."""
-        return self.place == self.num_blocks - 1
+    num_blocks: int | None = static()
 
 
 class Update:
@@ -44,8 +41,10 @@ class Update:
     noisy: bool = True
     #: Passes whose mean objective `Plateau` compares, where it is noisy.
     window: int = 5
+    #: True where the number of mini-batches must be known.
+    counts_blocks: bool = True
 
-    def start(self, stats: Any, num_blocks: int) -> Any:
+    def start(self, stats: Any, num_blocks: int | None) -> Any:
         """The memory before the first pass; ``stats`` has the shapes of the statistics."""
         raise unsupported(self, "start", "StochasticEM")
 
@@ -53,7 +52,7 @@ class Update:
         """The next memory, statistics of all the data, and True where the M-step is to be made of them."""
         raise unsupported(self, "absorb", "StochasticEM")
 
-    def provisional(self, sweep: Int[Array, ""], num_blocks: int) -> Bool[Array, ""] | bool:
+    def provisional(self, sweep: Int[Array, ""], num_blocks: int | None) -> Bool[Array, ""] | bool:
         """True of a pass whose objective is not to be judged (see `jaxem.Info`)."""
         return False
 
@@ -62,8 +61,9 @@ def _zeros(stats: Any) -> Any:
     return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), stats)
 
 
-def _tables(stats: Any, num_blocks: int) -> Any:
+def _tables(stats: Any, num_blocks: int | None) -> Any:
     """Room for the statistics of every mini-batch."""
+    assert num_blocks is not None
     return jax.tree.map(lambda a: jnp.zeros((num_blocks, *a.shape), a.dtype), stats)
 
 
@@ -96,6 +96,8 @@ class Online(Update):
     offset: float | jax.Array = 0.0
     warm_up: int | jax.Array | None = None
 
+    counts_blocks = False
+
     def __post_init__(self):
         if isinstance(self.decay, (int, float)) and not 0.5 < self.decay <= 1:
             raise ValueError(f"decay must lie in (1/2, 1]; got {self.decay}")
@@ -104,19 +106,21 @@ class Online(Update):
             if isinstance(value, (int, float)) and not 0 <= value < float("inf"):
                 raise ValueError(f"{name} must be a finite number, at least 0; got {value}")
 
-    def start(self, stats: Any, num_blocks: int) -> RunningMean:
+    def start(self, stats: Any, num_blocks: int | None) -> RunningMean:
         return _nothing(stats)
 
     def absorb(self, memory: RunningMean, stats: Any, visit: Visit) -> tuple[RunningMean, Any, Bool[Array, ""]]:
         t = memory.visits + 1
-        warm_up = visit.num_blocks if self.warm_up is None else self.warm_up
+        # None: until the first pass has ended.
+        warming = visit.sweep == 0 if self.warm_up is None else t <= self.warm_up
+        ready = (visit.sweep > 0) | visit.last if self.warm_up is None else t >= self.warm_up
         count = t.astype(visit.share.dtype)
         # A mini-batch counts as its weight, so that what the mean settles at is the mean of all the data.
         later = jnp.minimum(visit.share * (self.offset + count) ** -jnp.asarray(self.decay, count.dtype), 1)
         seen = memory.weight.astype(visit.share.dtype) + visit.share
         plain = visit.share / jnp.where(seen > 0, seen, 1)
-        memory, whole, known = _averaged(memory, stats, visit, jnp.where(t <= warm_up, plain, later))
-        return memory, whole, known & (t >= warm_up)
+        memory, whole, known = _averaged(memory, stats, visit, jnp.where(warming, plain, later))
+        return memory, whole, known & ready
 
 
 @pytree
@@ -136,7 +140,7 @@ class Averaging(Update):
         if isinstance(self.burn_in, (int, float)) and not 0 <= self.burn_in < float("inf"):
             raise ValueError(f"burn_in must be a number of mini-batches, at least 0; got {self.burn_in}")
 
-    def start(self, stats: Any, num_blocks: int) -> RunningMean:
+    def start(self, stats: Any, num_blocks: int | None) -> RunningMean:
         return _nothing(stats)
 
     def absorb(self, memory: RunningMean, stats: Any, visit: Visit) -> tuple[RunningMean, Any, Bool[Array, ""]]:
@@ -144,7 +148,8 @@ class Averaging(Update):
         rate = jnp.minimum(visit.share / jnp.maximum(since, 1), 1)
         return _averaged(memory, stats, visit, rate)
 
-    def provisional(self, sweep: Int[Array, ""], num_blocks: int) -> Bool[Array, ""] | bool:
+    def provisional(self, sweep: Int[Array, ""], num_blocks: int | None) -> Bool[Array, ""] | bool:
+        assert num_blocks is not None
         return sweep * num_blocks < self.burn_in
 
 
@@ -155,8 +160,7 @@ def _nothing(stats: Any) -> RunningMean:
 
 def _averaged(memory: RunningMean, stats: Any, visit: Visit, rate: Array) -> tuple[RunningMean, Any, Bool[Array, ""]]:
     """The mean moved by ``rate`` to that of a mini-batch, the statistics of all the data by it, and if it is one yet."""
-    weight = visit.share * visit.total / visit.num_blocks
-    per_unit = 1 / jnp.where(weight > 0, weight, 1)
+    per_unit = 1 / jnp.where(visit.weight > 0, visit.weight, 1)
     mean = jax.tree.map(lambda m, s: m + rate.astype(m.dtype) * (s * per_unit.astype(m.dtype) - m), memory.mean, stats)
     known = memory.known + rate.astype(memory.known.dtype) * (1 - memory.known)
     scale = visit.total / jnp.where(known > 0, known, 1)
@@ -185,7 +189,7 @@ class Incremental(Update):
 
     noisy = False
 
-    def start(self, stats: Any, num_blocks: int) -> BlockSums:
+    def start(self, stats: Any, num_blocks: int | None) -> BlockSums:
         return BlockSums(_tables(stats, num_blocks), _zeros(stats), _zeros(stats))
 
     def absorb(self, memory: BlockSums, stats: Any, visit: Visit) -> tuple[BlockSums, Any, Bool[Array, ""]]:
@@ -232,10 +236,11 @@ class VarianceReduced(Update):
         if isinstance(self.step_size, (int, float)) and not 0 < self.step_size <= 1:
             raise ValueError(f"step_size must lie in (0, 1]; got {self.step_size}")
 
-    def start(self, stats: Any, num_blocks: int) -> Anchored:
+    def start(self, stats: Any, num_blocks: int | None) -> Anchored:
         return Anchored(Incremental().start(stats, num_blocks), _zeros(stats))
 
     def absorb(self, memory: Anchored, stats: Any, visit: Visit) -> tuple[Anchored, Any, Bool[Array, ""]]:
+        assert visit.num_blocks is not None
         full = ~self.provisional(visit.sweep, visit.num_blocks)
         rate = visit.num_blocks ** (-2 / 3) if self.step_size is None else self.step_size
         anchored = jax.tree.map(lambda new, table: jnp.where(full, new, table[visit.block]), stats, memory.sums.tables)
@@ -249,5 +254,5 @@ class VarianceReduced(Update):
         current = jax.tree.map(follow, memory.current, stats, sums.tables, sums.total, sums.error)
         return Anchored(sums, current), current, ~full | visit.last
 
-    def provisional(self, sweep: Int[Array, ""], num_blocks: int) -> Bool[Array, ""]:
+    def provisional(self, sweep: Int[Array, ""], num_blocks: int | None) -> Bool[Array, ""]:
         return sweep % 2 == 1
