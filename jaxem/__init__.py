@@ -1,6 +1,6 @@
 """jaxem: Expectation-Maximization on accelerators."""
 
-from jaxem import bijections, datasets, latents, rotation, sequences, stopping, testing
+from jaxem import bijections, datasets, distributed, latents, rotation, sequences, stopping, testing
 from jaxem.algorithms import (
     EM,
     SAEM,
@@ -294,6 +294,7 @@ __all__ = [
     "convergence_rate",
     "cross_validate",
     "datasets",
+    "distributed",
     "elbo",
     "fit",
     "fit_batch",

@@ -77,17 +77,16 @@ def place(
     if size < least:
         raise ValueError(f"{n} rows on {len(mine)} devices need at least {least} rows per shard; got {size}")
     if weights is None and size * len(mine) != n:
-        weights = np.ones(n, _dtype_of_weights(data))
+        weights = np.ones(n, float_type(jax.tree.map(_canonical, data)))
     order = {shard: place for place, shard in enumerate(mine)}
     sharding = NamedSharding(mesh, PartitionSpec(axis))
 
     def spread(leaf: Any, fill_with_zero: bool) -> jax.Array:
-        dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
+        dtype = _canonical(leaf).dtype
 
-        def shard(index: tuple[slice, ...]) -> Any:
+        def shard(index: Any) -> Any:
             begin = order[(index[0].start or 0) // size] * size
-            rows = leaf[min(begin, n) : min(begin + size, n)]
-            rows = np.asarray(rows, dtype)
+            rows = np.asarray(leaf[min(begin, n) : min(begin + size, n)], dtype)
             short = size - rows.shape[0]
             if short == 0:
                 return rows
@@ -117,5 +116,6 @@ def own_shards(mesh: Mesh, axis: str) -> list[int]:
     return mine
 
 
-def _dtype_of_weights(data: Any) -> Any:
-    return jax.dtypes.canonicalize_dtype(float_type(data))
+def _canonical(leaf: Any) -> jax.ShapeDtypeStruct:
+    """The shape of an array, and the type it has on a device."""
+    return jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype))
