@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxem import layout, memory, validate
 from jaxem.algorithms.em import EM
 from jaxem.checkpoint import Checkpoint, fingerprint
+from jaxem.distributed import GlobalRows, global_rows
 from jaxem.driver import finish_lanes, rankable, start_lanes
 from jaxem.host import Watch, drive
 from jaxem.initialize import KMeansPlusPlus, Start
@@ -28,14 +30,15 @@ from jaxem.model import (
     UnsupportedError,
     as_data,
     float_type,
-    num_examples,
 )
 from jaxem.progress import Report
 from jaxem.result import BatchResult, ConvergenceWarning, FitError, Result, Starts, labels
 from jaxem.slots import Index
+from jaxem.spread import LANES, ROWS, MeshPrograms, check_axes, replicated
 from jaxem.status import Status
 from jaxem.stopping import RelativeGain, Stopping
-from jaxem.work import Groups, LanesWork, Problem, Race, RaceWork, Work
+from jaxem.work import Groups, LanesWork, Problem, Programs, Race, RaceWork, Work
+from jaxem.wrappers.sharded import Sharded
 
 if TYPE_CHECKING:
     from jaxtyping import Array
@@ -63,6 +66,7 @@ def fit(
     race: Race | None = None,
     trace_size: int = 256,
     on_failure: OnFailure = None,
+    mesh: Mesh | None = None,
     progress: bool | Callable[[Report], Any] = False,
     checkpoint: str | os.PathLike | Checkpoint | None = None,
     resume: str | os.PathLike | Checkpoint | None = None,
@@ -79,6 +83,8 @@ def fit(
     race: drop starts that are behind after a short run. trace_size: how many objectives to keep of every start.
     on_failure: "raise" unless the best start converged; "warn" or "ignore" whatever happens; by default raise when no
     start is usable, warn when the best one did not converge.
+    mesh: devices (`jaxem.make_mesh`): rows are shared out over its axis "data", starts over its axis "lanes". Of several
+    processes each gives the rows that it has read (see `jaxem.distributed`).
     progress: True shows on stderr how far it is; a function is called with a `Report` after every slice of the loop.
     checkpoint: a path (or a `Checkpoint`, with a period) where the state is kept, written atomically every minute. resume:
     the same, going on from the checkpoint if there is one: the end is the same to the last bit.
@@ -91,12 +97,8 @@ def fit(
     watch = Watch(progress, checkpoint, resume, max_steps)
     control = _control(tol, stopping, algorithm, max_steps, min_steps)
     _check_on_failure(on_failure)
-    data = validate.to_device(data, model.keeps_types)
-    n = validate.check_data(model, data)
-    model = model.specialize(data)
-    dtype = float_type(data)
-    weights = validate.check_weights(weights, (n,), dtype, model.min_examples)
-    validate.check_weights_of_sequences(model, data, weights)
+    model, rows = _checked(model, data, weights, mesh)
+    data, weights, dtype = rows.data, rows.weights, float_type(rows.data)
     num_starts = validate.check_count("num_starts", num_starts, 1)
     trace_size = validate.check_count("trace_size", trace_size, 0)
     given = _given_starts(model, data, params, starts, num_starts)
@@ -120,10 +122,13 @@ def fit(
         lanes, problem = _prepare(
             start, algorithm, control, model, data, weights, key, given, num_starts=num_starts, trace_size=trace_size
         )
-        work = _work(race, 1, lanes, problem, algorithm, control)
+        programs = Programs() if mesh is None else MeshPrograms(mesh)
+        work = _work(race, 1, lanes, problem, algorithm, control, programs)
         drive(work, watch, asked)
-        run, diagnosis, best, weight = jax.device_get(_finish(work.lanes, problem, algorithm))
-        return make_result(problem.model.specialize(None), run, diagnosis, int(best), data, float(weight))
+        ended = programs.everywhere((*_finish(work.lanes, problem, algorithm), problem.model))
+        run, diagnosis, best, weight, fitted = jax.device_get(ended)
+        fitted = (fitted.model if isinstance(fitted, Sharded) and mesh is not None else fitted).specialize(None)
+        return make_result(fitted, run, diagnosis, int(best), rows, float(weight))
 
     model_now = memory.fitted_in(model, data, weights, dtype)
     result = memory.retried(
@@ -136,11 +141,29 @@ def fit(
     return result
 
 
-def _work(race: Race | None, num_groups: int, lanes: Lane, problem: Problem, algorithm, control) -> Work:
+def _checked(model: Model, data: Any, weights: Any, mesh: Mesh | None) -> tuple[Model, GlobalRows]:
+    """The data as a fit takes them, on the device or over the devices of a mesh, and a model that knows of it."""
+    if mesh is not None:
+        check_axes(mesh, (LANES, ROWS))
+        if ROWS in mesh.axis_names:
+            model = model.model if isinstance(model, Sharded) else model
+            return Sharded(model, mesh, ROWS), global_rows(model, data, weights, mesh=mesh, axis=ROWS)
+    data = validate.to_device(data, model.keeps_types)
+    n = validate.check_data(model, data)
+    model = model.specialize(data)
+    weights = validate.check_weights(weights, (n,), float_type(data), model.min_examples)
+    validate.check_weights_of_sequences(model, data, weights)
+    sequences = layout.count_sequences(as_data(data)) if model.sequential else (None, None)
+    if mesh is not None:
+        data, weights = replicated((data, weights), mesh)
+    return model, GlobalRows(data, weights, n, *sequences)
+
+
+def _work(race: Race | None, num_groups: int, lanes: Lane, problem: Problem, algorithm, control, programs) -> Work:
     per_group = lanes.status.shape[0] // num_groups
     if race is None or race.keep >= per_group:
-        return LanesWork(lanes, problem, algorithm, control)
-    return RaceWork(race, num_groups, lanes, problem, algorithm, control)
+        return LanesWork(lanes, problem, algorithm, control, programs)
+    return RaceWork(race, num_groups, lanes, problem, algorithm, control, programs)
 
 
 @functools.partial(jax.jit, static_argnames=("num_starts", "trace_size"))
@@ -183,6 +206,7 @@ def fit_batch(
     trace_size: int = 0,
     on_failure: OnFailure = None,
     batch_size: int | None = None,
+    mesh: Mesh | None = None,
     progress: bool | Callable[[Report], Any] = False,
     checkpoint: str | os.PathLike | Checkpoint | None = None,
     resume: str | os.PathLike | Checkpoint | None = None,
@@ -203,7 +227,18 @@ def fit_batch(
     num_starts = validate.check_count("num_starts", num_starts, 1)
     batch_size = None if batch_size is None else validate.check_count("batch_size", batch_size, 1)
     batch = _Batch(
-        model, data, weights, starts, key, num_starts, start or KMeansPlusPlus(), algorithm, control, race, trace_size
+        model,
+        data,
+        weights,
+        starts,
+        key,
+        num_starts,
+        start or KMeansPlusPlus(),
+        algorithm,
+        control,
+        race,
+        trace_size,
+        mesh,
     )
 
     def attempt(size: int) -> BatchResult:
@@ -220,9 +255,15 @@ def fit_batch(
 class _Batch:
     """Many data sets, in groups of one size that are fitted one after the other."""
 
-    def __init__(self, model, data, weights, starts, key, num_starts, start, algorithm, control, race, trace_size):
+    def __init__(
+        self, model, data, weights, starts, key, num_starts, start, algorithm, control, race, trace_size, mesh
+    ):
         self.model, self.start, self.algorithm, self.control, self.race = model, start, algorithm, control, race
         self.num_starts, self.trace_size = num_starts, trace_size
+        if mesh is not None:
+            check_axes(mesh, (LANES,))
+        self.devices = 1 if mesh is None else mesh.shape[LANES]
+        self.programs = Programs() if mesh is None else MeshPrograms(mesh)
         self.data = validate.as_arrays(data)
         self._shapes = jax.eval_shape(lambda d: validate.to_device(d, model.keeps_types), self.data)
         self.n = validate.check_data(model, self._shapes, batch=1)
@@ -276,17 +317,19 @@ class _Batch:
         return size
 
     def groups(self, size: int) -> Groups:
+        size = -(-size // self.devices) * self.devices
         problem: Problem | None = None
 
         def begin(first: int) -> Work:
             nonlocal problem
             problem = None  # before the next one is made: there may be no room for two
             lanes, problem = _prepare_batch(*self._arguments(first, size), **self._options)
-            return _work(self.race, size, lanes, problem, self.algorithm, self.control)
+            return _work(self.race, size, lanes, problem, self.algorithm, self.control, self.programs)
 
         def end(work: Work) -> Any:
             assert problem is not None
-            return _finish_batch(work.lanes, problem, self.algorithm, num_starts=self.num_starts)
+            ended = _finish_batch(work.lanes, problem, self.algorithm, num_starts=self.num_starts)
+            return self.programs.everywhere(ended)
 
         return Groups([functools.partial(begin, first) for first in range(0, self.sets, size)], end)
 
@@ -411,9 +454,8 @@ def _count(model: Model, params: Any) -> int | None:
         return None
 
 
-def make_result(model: Model, run: Any, diagnosis: Diagnosis, best: int, data: Any, weight: float) -> Result:
+def make_result(model: Model, run: Any, diagnosis: Diagnosis, best: int, rows: GlobalRows, weight: float) -> Result:
     """A `Result` from the lanes of one data set, on the host."""
-    num_sequences, num_steps = layout.count_sequences(as_data(data)) if model.sequential else (None, None)
     params = jax.tree.map(lambda a: a[best], run.params)
     fitted = Status(int(run.status[best])).usable  # components of what was never fitted are neither
     return Result(
@@ -421,13 +463,13 @@ def make_result(model: Model, run: Any, diagnosis: Diagnosis, best: int, data: A
         params,
         _starts(run),
         best=best,
-        num_examples=num_examples(data),
+        num_examples=rows.num_examples,
         weight=weight,
         num_free_parameters=_count(model, params),
         degenerate=tuple(np.flatnonzero(diagnosis.degenerate[best] & fitted).tolist()),
         empty=tuple(np.flatnonzero(diagnosis.empty[best] & fitted).tolist()),
-        num_sequences=num_sequences,
-        num_steps=num_steps,
+        num_sequences=rows.num_sequences,
+        num_steps=rows.num_steps,
     )
 
 
@@ -461,7 +503,8 @@ def report(result: Result, data: Any, on_failure: OnFailure) -> None:
 
 
 def _first_impossible(result: Result, data: Any) -> str:
-    first = _impossible(result.model, result.params, data)
+    addressable = all(getattr(leaf, "is_fully_addressable", True) for leaf in jax.tree.leaves(data))
+    first = _impossible(result.model, result.params, data) if addressable else None
     if first is None:
         return ""
     x = validate.observations(data)

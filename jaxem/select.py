@@ -17,11 +17,11 @@ from jaxem import validate
 from jaxem.algorithms.em import EM
 from jaxem.checkpoint import Checkpoint, fingerprint
 from jaxem.driver import finish_lanes, rankable, start_lanes
-from jaxem.fit import _check_on_failure, _control, fit, make_result, report
+from jaxem.fit import _check_on_failure, _checked, _control, fit, make_result, report
 from jaxem.host import Watch, drive
 from jaxem.inference import icl
 from jaxem.initialize import KMeansPlusPlus, Start
-from jaxem.model import Diagnosis, Model, float_type, pytree, static
+from jaxem.model import Diagnosis, Model, pytree, static
 from jaxem.progress import Report
 from jaxem.result import Result, describe, size
 from jaxem.slots import Index
@@ -152,11 +152,8 @@ def _sweep(
 ):
     control = _control(tol, stopping, EM(), max_steps, min_steps)
     largest = max(models, key=lambda m: m.num_components)
-    data = validate.to_device(data)
-    n = validate.check_data(largest, data)
-    largest = largest.specialize(data)
-    weights = validate.check_weights(weights, (n,), float_type(data), largest.min_examples)
-    validate.check_weights_of_sequences(largest, data, weights)
+    largest, rows = _checked(largest, data, weights, None)
+    data, weights = rows.data, rows.weights
     num_starts = validate.check_count("num_starts", num_starts, 1)
     counts = jnp.array([model.num_components for model in models])
     key, start = validate.check_key(key, "a random start"), start or KMeansPlusPlus()
@@ -176,7 +173,7 @@ def _sweep(
         k = model.num_components
         own = dataclasses.replace(_slice(run, i), params=_trim(fitted, _slice(run.params, i), k))
         marks = Diagnosis(diagnosis.degenerate[i][:, :k], diagnosis.empty[i][:, :k])
-        result = make_result(fitted.with_components(k), own, marks, int(best[i]), data, float(weight))
+        result = make_result(fitted.with_components(k), own, marks, int(best[i]), rows, float(weight))
         report(result, data, on_failure)
         results.append(result)
     return results

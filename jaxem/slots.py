@@ -83,7 +83,7 @@ def _bytes_per_lane(model: Model, data: Any, index: Index) -> int:
         return rows * itemsize * max(1, model.num_components)
     sets = leaves[0].shape[0]
     rows = leaves[0].shape[1] if leaves[0].ndim > 1 else 1
-    return rows * itemsize * model.num_components + sum(leaf.nbytes for leaf in leaves) // sets
+    return rows * itemsize * model.num_components + sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) // sets
 
 
 def _slot_sizes(num_lanes: int, per_lane: int, slots: int | None) -> list[int]:

@@ -77,6 +77,14 @@ class Problem:
 class Programs:
     """The compiled pieces: how lanes enter a stage, fly through it and leave it."""
 
+    def padded(self, lanes: Lane) -> Lane:
+        """As many lanes as the programs need; those added have stopped."""
+        return lanes
+
+    def everywhere(self, tree: Any) -> Any:
+        """Where the host of every process can read it."""
+        return tree
+
     def stages(self, lanes: Lane, problem: Problem) -> list[Stage]:
         return stages(lanes, problem.model, problem.data, problem.index, None)
 
@@ -118,6 +126,8 @@ class LanesWork(Work):
         self, lanes: Lane, problem: Problem, algorithm: Algorithm, control: Control, programs: Programs = Programs()
     ):
         self.problem, self.algorithm, self.control, self.programs = problem, algorithm, control, programs
+        self._count = lanes.status.shape[0]
+        lanes = programs.padded(lanes)
         self.stages = programs.stages(lanes, problem)
         self.ticks = 0
         self._shapes = jax.eval_shape(lambda lanes: lanes, lanes)
@@ -130,7 +140,7 @@ class LanesWork(Work):
         self._unfinished, self._stage_ticks = self.programs.counts(self._flight)
         while self._unfinished <= self.stages[self._number].target and self._number + 1 < len(self.stages):
             self._number += 1
-            self._flight = self.programs.enter(self.lanes, self.stages[self._number])
+            self._flight = self.programs.enter(self.programs.leave(self._flight), self.stages[self._number])
             self._unfinished, self._stage_ticks = self.programs.counts(self._flight)
 
     @property
@@ -148,7 +158,15 @@ class LanesWork(Work):
 
     @property
     def lanes(self) -> Lane:
-        return self.programs.leave(self._flight)
+        lanes = self.programs.leave(self._flight)
+        if lanes.status.shape[0] == self._count:
+            return lanes
+        return jax.tree.map(lambda a: a[: self._count], lanes)
+
+    @property
+    def lanes_like(self) -> Any:
+        """The shapes and types of `lanes`."""
+        return jax.eval_shape(lambda lanes: jax.tree.map(lambda a: a[: self._count], lanes), self._shapes)
 
     @property
     def place(self) -> dict[str, Any]:
@@ -156,7 +174,7 @@ class LanesWork(Work):
 
     @property
     def state(self) -> Flight:
-        return self._flight
+        return self.programs.everywhere(self._flight)
 
     def expect(self, place: dict[str, Any]) -> Any:
         return expected_flight(self.programs, self._shapes, self.problem, int(place["stage"]))
@@ -243,11 +261,12 @@ class RaceWork(Work):
     def expect(self, place: dict[str, Any]) -> Any:
         if place["final"] is None:
             return self._short.expect(place["short"])
-        lanes = self._short._shapes
+        lanes = self._short.lanes_like
         chosen = jax.ShapeDtypeStruct((self._rules.keep * self._num_groups,), jnp.int32)
         both = (lanes, self._problem.index)
         finalists, index = jax.eval_shape(take, both, chosen)
         problem = dataclasses.replace(self._problem, index=index)
+        finalists = jax.eval_shape(self._programs.padded, finalists)
         return lanes, chosen, expected_flight(self._programs, finalists, problem, int(place["final"]["stage"]))
 
     def restore(self, place: dict[str, Any], state: Any) -> None:
