@@ -109,9 +109,9 @@ def check_data(model: Model, data: Any, batch: int = 0, total: int | None = None
     # Shapes and fields are the model's business: tracing asks it without computing anything.
     one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[batch:], a.dtype), data)
     jax.eval_shape(model.calibrate, one)
-    total = shape[-1] if total is None else total
-    if total < model.min_examples:
-        raise ValueError(f"{model.num_components} components need at least as many rows; got {total}")
+    rows = shape[-1] if total is None else total
+    if rows < model.min_examples:
+        raise ValueError(f"{model.num_components} components need at least as many rows; got {rows}")
     if not batch:
         read = layout.hidden(data, 0.0) if isinstance(data, Data) else data
         for path, leaf in jax.tree_util.tree_leaves_with_path(read):
