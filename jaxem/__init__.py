@@ -70,7 +70,8 @@ from jaxem.families import (
     ZeroInflated,
     ZeroInflatedParams,
 )
-from jaxem.fit import fit, fit_batch
+from jaxem.fit import fit
+from jaxem.fit_batch import fit_batch
 from jaxem.inference import (
     ConvergenceRate,
     CrossValidation,

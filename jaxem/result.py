@@ -22,7 +22,11 @@ class ConvergenceWarning(UserWarning):
 
 
 class FitError(RuntimeError):
-    """No start of a fit is usable; the message lists how each ended."""
+    """No start of a fit is usable; the message lists how each ended. result: what there is all the same, or None."""
+
+    def __init__(self, message: str, result: Any = None):
+        super().__init__(message)
+        self.result = result
 
 
 @pytree

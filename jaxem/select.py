@@ -16,8 +16,9 @@ import numpy as np
 from jaxem import validate
 from jaxem.algorithms.em import EM
 from jaxem.checkpoint import Checkpoint, fingerprint
+from jaxem.doors import check_on_failure, checked, control_of, make_result, report
 from jaxem.driver import finish_lanes, rankable, start_lanes
-from jaxem.fit import _check_on_failure, _checked, _control, fit, make_result, report
+from jaxem.fit import fit
 from jaxem.host import Watch, drive
 from jaxem.inference import icl
 from jaxem.initialize import KMeansPlusPlus, Start
@@ -92,7 +93,7 @@ def select(
         raise ValueError(f"criterion is 'bic', 'aic' or 'icl'; got {criterion!r}")
     for model in models:
         validate.check_model(model)
-    _check_on_failure(on_failure)
+    check_on_failure(on_failure)
     common: dict[str, Any] = {"num_starts": num_starts, "weights": weights, "start": start, "trace_size": trace_size}
     common |= {"tol": tol, "max_steps": max_steps, "min_steps": min_steps, "stopping": stopping}
     one_program = _one_program(models)
@@ -150,9 +151,9 @@ def _sweep(
     on_failure,
     watch,
 ):
-    control = _control(tol, stopping, EM(), max_steps, min_steps)
+    control = control_of(tol, stopping, EM(), max_steps, min_steps)
     largest = max(models, key=lambda m: m.num_components)
-    largest, rows = _checked(largest, data, weights, None)
+    largest, rows = checked(largest, data, weights, None)
     data, weights = rows.data, rows.weights
     num_starts = validate.check_count("num_starts", num_starts, 1)
     counts = jnp.array([model.num_components for model in models])

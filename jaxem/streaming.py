@@ -14,25 +14,27 @@ import numpy as np
 
 from jaxem import layout, passes, validate
 from jaxem.algorithms.em import EM
+from jaxem.checkpoint import fingerprint
+from jaxem.distributed import GlobalRows
+from jaxem.distributed import GlobalRows
+from jaxem.doors import check_on_failure, control_of, given_starts, make_result, report
 from jaxem.driver import Run, finish_lanes, rankable
+from jaxem.host import Watch, drive
 from jaxem.initialize import KMeansPlusPlus, Start
 from jaxem.lane import Control, Lane, enter, judge
 from jaxem.model import Algorithm, Data, EStep, Model, UnsupportedError, num_examples
 from jaxem.passes import Place, Seen, Sums
+from jaxem.read_ahead import Reader
 from jaxem.result import FitError, Result
 from jaxem.slots import Index, put, take
 from jaxem.status import USABLE, Status
 from jaxem.stopping import Stopping
-from jaxem.streams import Cut, Reader, Sample, Stream
+from jaxem.streams import Cut, Sample, Stream
 from jaxem.work import Work
 from jaxem.wrappers.chunked import Chunked
 
 if TYPE_CHECKING:
     from jaxtyping import Array
-
-# How many blocks the loop of `fit_stream` goes on for at a time.
-_SLICE = 64
-
 
 # The compiled pieces. A single lane has no lane axis, so that nothing is computed for the sake of one.
 
@@ -362,6 +364,9 @@ def fit_stream(
     algorithm: Algorithm = EM(),
     trace_size: int = 256,
     on_failure: Any = None,
+    progress: Any = False,
+    checkpoint: Any = None,
+    resume: Any = None,
 ) -> Result:
     """`jaxem.fit` for a `Stream`: a step is a pass over it, and all starts share the passes.
 
@@ -370,11 +375,12 @@ def fit_stream(
     is used as it is. Raises UnsupportedError for flat sequences (pad them), models whose E-step is not a sum over examples,
     and algorithms that look at the data otherwise than by one E-step in a step, by name.
     """
-    from jaxem.fit import _check_on_failure, _control
+    from jaxem.doors import check_on_failure, control_of
 
     validate.check_model(model)
-    control = _control(tol, stopping, algorithm, max_steps, min_steps)
-    _check_on_failure(on_failure)
+    watch = Watch(progress, checkpoint, resume, max_steps)
+    control = control_of(tol, stopping, algorithm, max_steps, min_steps)
+    check_on_failure(on_failure)
     num_starts = validate.check_count("num_starts", num_starts, 1)
     trace_size = validate.check_count("trace_size", trace_size, 0)
     work, sample = begin_stream(
@@ -389,9 +395,19 @@ def fit_stream(
         control=control,
         trace_size=trace_size,
     )
+
+    def asked() -> dict[str, str]:
+        first = stream.first(model.keeps_types)
+        return fingerprint(
+            model=work.model,
+            data=(first.data, first.weights, stream.block_size),
+            starts=(params, starts, key, num_starts, start),
+            algorithm=work.algorithm,
+            rules=(control, trace_size),
+        )
+
     try:
-        while not work.finished:
-            work.forward(_SLICE)
+        drive(work, watch, asked)
     finally:
         work.close()
     return end_stream(work, sample, on_failure)
@@ -411,15 +427,17 @@ def begin_stream(
     trace_size: int,
 ) -> tuple[StreamWork, Sample]:
     """The work of a fit before its first pass, and the sample of the rows (or the first block) it begins from."""
-    from jaxem.fit import _given_starts
+    from jaxem.doors import given_starts
 
     validate.check_model(model)
     if not model.additive:
-        raise UnsupportedError(f"the E-step of {type(model).__name__} is not a sum over examples: no Stream can serve it")
+        raise UnsupportedError(
+            f"the E-step of {type(model).__name__} is not a sum over examples: no Stream can serve it"
+        )
     model = model.specialize(None)
     first = stream.first(model.keeps_types)
     model.check_divisible(first.data)
-    given = _given_starts(model, first.data, params, starts, num_starts)
+    given = given_starts(model, first.data, params, starts, num_starts)
     if given is None:
         key = validate.check_key(key, "a random start")
     if given is not None and _is_calibrated(model, first):
@@ -454,14 +472,13 @@ def _seed(key: Array) -> Any:
 
 def end_stream(work: StreamWork, sample: Sample, on_failure: Any) -> Result:
     """The result of a work, with what `fit` warns of or raises."""
-    from jaxem.fit import make_result, report
+    from jaxem.doors import make_result, report
 
     rows, steps, weight = work.totals
     run, diagnosis, best = jax.device_get(_finish(work.model, work.lanes, weight))
-    result = make_result(work.model, run, diagnosis, int(best), sample.data, weight)
-    result = dataclasses.replace(result, num_examples=rows)
-    if result.num_sequences is not None:
-        result = dataclasses.replace(result, num_sequences=rows, num_steps=steps)
+    sequences = (rows, steps) if work.model.sequential else (None, None)
+    counted = GlobalRows(sample.data, sample.weights, rows, *sequences)
+    result = make_result(work.model, run, diagnosis, int(best), counted, weight)
     if result.status == Status.ZERO_LIKELIHOOD and not sample.whole and on_failure in (None, "raise"):
         text, advice = result.status.text, result.status.advice
         first = _first_impossible(work, result.params)

@@ -14,7 +14,7 @@ from jaxem.cli.console import CommandError, Progress, in_background
 from jaxem.cli.inputs import Input
 from jaxem.cli.models import Kind
 from jaxem.cli.process import arithmetic
-from jaxem.fit import report
+from jaxem.doors import report
 from jaxem.model import Data, UnsupportedError
 from jaxem.plot.subject import blocks
 from jaxem.result import FitError, Result

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem import validate
-from jaxem.fit import fit, fit_batch
+from jaxem.fit import fit
+from jaxem.fit_batch import fit_batch
 from jaxem.inference.bootstrap import draws_like, spelled_out
 from jaxem.inference.standard_errors import InferenceWarning, check_examples
 from jaxem.model import Model, float_type, num_examples, pytree, static
