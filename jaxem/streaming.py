@@ -16,7 +16,6 @@ from jaxem import layout, passes, validate
 from jaxem.algorithms.em import EM
 from jaxem.checkpoint import fingerprint
 from jaxem.distributed import GlobalRows
-from jaxem.distributed import GlobalRows
 from jaxem.doors import check_on_failure, control_of, given_starts, make_result, report
 from jaxem.driver import Run, finish_lanes, rankable
 from jaxem.host import Watch, drive
@@ -256,7 +255,7 @@ class StreamWork(Work):
         if self._phase == "exact":
             self._carry = _see_exact(self._model, self._active.best, self._carry, cut.data, cut.weights)
         else:
-            place = Place(np.int32(cut.number), np.bool_(cut.last))
+            place = Place(jnp.int32(cut.number), jnp.array(cut.last))
             seen = self._active, self._carry, cut.data, cut.weights
             self._carry = _see(self.algorithm, self._model, *seen, place)
         self.ticks += 1
@@ -375,7 +374,6 @@ def fit_stream(
     is used as it is. Raises UnsupportedError for flat sequences (pad them), models whose E-step is not a sum over examples,
     and algorithms that look at the data otherwise than by one E-step in a step, by name.
     """
-    from jaxem.doors import check_on_failure, control_of
 
     validate.check_model(model)
     watch = Watch(progress, checkpoint, resume, max_steps)
@@ -427,7 +425,6 @@ def begin_stream(
     trace_size: int,
 ) -> tuple[StreamWork, Sample]:
     """The work of a fit before its first pass, and the sample of the rows (or the first block) it begins from."""
-    from jaxem.doors import given_starts
 
     validate.check_model(model)
     if not model.additive:
@@ -455,7 +452,7 @@ def begin_stream(
 def _ready(start, model, data, weights, key, given, count: _Count) -> tuple[Model, Any]:
     model = model.calibrate(data, weights)
     if given is None:
-        keys = jax.random.split(key, count.value)
+        keys = jax.random.split(key, count.value or 1)
         given = jax.vmap(lambda k: model.init(k, data, weights, start))(keys)
     return model, given
 
@@ -472,7 +469,6 @@ def _seed(key: Array) -> Any:
 
 def end_stream(work: StreamWork, sample: Sample, on_failure: Any) -> Result:
     """The result of a work, with what `fit` warns of or raises."""
-    from jaxem.doors import make_result, report
 
     rows, steps, weight = work.totals
     run, diagnosis, best = jax.device_get(_finish(work.model, work.lanes, weight))

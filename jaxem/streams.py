@@ -8,21 +8,15 @@ which are absent by law. A `Reader` reads and moves to the device the next block
 from __future__ import annotations
 
 import dataclasses
-import os
-import queue
-import threading
-import time
-import weakref
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from jaxem import validate
-from jaxem.model import Data, float_type, pytree
+from jaxem.model import Data, float_type
+from jaxem.sources import Block, length, open_source
 
 # A block has so many bytes of data, or so many rows, at most: enough that what a block costs beside its rows is nothing,
 # and little enough that several of them are nothing to the memory.
@@ -31,16 +25,6 @@ _BLOCK_ROWS = 2**18
 # What calibration and starts look at.
 SAMPLE_ROWS = 2**17
 _SAMPLE_BYTES = 2**28
-
-_FIELDS = tuple(field.name for field in dataclasses.fields(Data))
-
-
-@pytree
-class Block:
-    """Examples and their weights, as a loader may yield them; weights, one for every example, are None where all are 1."""
-
-    data: Any
-    weights: Any = None
 
 
 class StreamError(RuntimeError):
@@ -67,7 +51,7 @@ class Cut:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Rows drawn without replacement, in the order of the stream; ``whole`` where they are all of it. rows: their numbers."""
+    """Rows drawn without replacement, in the order of the stream. rows: their numbers; whole: whether they are all."""
 
     data: Any
     weights: Any
@@ -79,9 +63,9 @@ class Stream:
     """Blocks of examples, read anew for every pass: ``jaxem.fit(model, Stream("rows.npy"))``.
 
     blocks is one of: an array or `numpy.memmap`, or a `Data` of such; the path of a .npy, .npz or .parquet file, or a list
-    of them (members of .npz files are named x, mask, inputs, lengths, labels, weights; each is read whole, the others in
-    parts); or anything that can be iterated over again and again, whose items are arrays, `Data`, dicts with those names, or
-    ``Block(data, weights)``: a data loader. An example is a row, or a padded sequence.
+    of them (members of .npz files are named x, mask, inputs, lengths, labels, weights; each file is read whole, the others
+    in parts); or anything that can be iterated over again and again, a data loader, whose items are arrays, `Data`, dicts
+    with those names, or ``Block(data, weights)``. An example is a row, or a padded sequence.
     weights: one for every example, for arrays; the name of a column, for Parquet. columns: those of a Parquet file that are
     the features, by default all but the weights. block_size: examples computed with at once; by default what has 16 MB.
     ahead: blocks read ahead, by a thread; 0 reads them when they are wanted, without a thread.
@@ -102,7 +86,7 @@ class Stream:
     ):
         self._given_size = None if block_size is None else validate.check_count("block_size", block_size, 1)
         self.ahead = validate.check_count("ahead", ahead, 0)
-        self._source = _source(blocks, weights, columns)
+        self._source = open_source(blocks, weights, columns)
         self._size: int | None = None
 
     @property
@@ -125,7 +109,7 @@ class Stream:
     def _choose_size(self) -> int:
         size, rows = self._given_size, 0
         for piece in self._pieces(0, 1 if size is None else size):
-            rows += _length(piece)
+            rows += length(piece)
             if size is None:
                 size = max(1, min(_BLOCK_BYTES // max(1, _row_bytes(piece)), _BLOCK_ROWS))
             if self.num_examples is not None or rows > size:
@@ -154,7 +138,7 @@ class Stream:
                 raise StreamError(f"reading block {number} of the stream failed: {_name(error)}{error}") from error
             if piece is None:
                 return
-            if _length(piece):
+            if length(piece):
                 kind = _kind(piece)
                 first = kind if first is None else first
                 if kind != first:
@@ -169,7 +153,7 @@ class Stream:
         count, number = 0, begin
         for piece in self._pieces(begin * size, size):
             held.append(piece)
-            count += _length(piece)
+            count += length(piece)
             # Only when something follows a block is it known not to be the last.
             while count > size:
                 taken, held = _take(held, size)
@@ -183,7 +167,7 @@ class Stream:
 
     def first(self, keep_types: bool = False) -> Sample:
         """The first block, on the device."""
-        cut = _to_device(next(self.cuts()), keep_types)
+        cut = to_device(next(self.cuts()), keep_types)
         rows = np.arange(len(cut.weights))
         return Sample(cut.data, cut.weights, rows, cut.last)
 
@@ -211,7 +195,7 @@ class Stream:
     def _picked(self, rows: np.ndarray, size: int) -> Block:
         parts, begin = [], 0
         for piece in self._pieces(0, size):
-            end = begin + _length(piece)
+            end = begin + length(piece)
             own = rows[np.searchsorted(rows, begin) : np.searchsorted(rows, end)] - begin
             if len(own):
                 parts.append(jax.tree.map(lambda a, own=own: a[own], piece))
@@ -221,7 +205,7 @@ class Stream:
     def count(self) -> int:
         """The number of rows: known, or counted by reading them all."""
         if self.num_examples is None:
-            self._source.finished(sum(_length(piece) for piece in self._pieces(0, self.block_size)))
+            self._source.finished(sum(length(piece) for piece in self._pieces(0, self.block_size)))
         assert self.num_examples is not None
         return self.num_examples
 
@@ -233,12 +217,8 @@ def _name(error: Exception) -> str:
 # Pieces: Blocks of numpy arrays.
 
 
-def _length(piece: Block) -> int:
-    return len(jax.tree.leaves(piece.data)[0])
-
-
 def _row_bytes(piece: Block) -> int:
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(piece)) // max(1, _length(piece))
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(piece)) // max(1, length(piece))
 
 
 def _kind(piece: Block) -> Any:
@@ -258,7 +238,7 @@ def _take(held: list[Block], size: int) -> tuple[Block, list[Block]]:
     """The first ``size`` rows of the pieces, and the pieces that are left."""
     taken: list[Block] = []
     for i, piece in enumerate(held):
-        n = _length(piece)
+        n = length(piece)
         if n > size:
             taken.append(jax.tree.map(lambda a, size=size: a[:size], piece))
             rest = jax.tree.map(lambda a, size=size: a[size:], piece)
@@ -272,7 +252,7 @@ def _take(held: list[Block], size: int) -> tuple[Block, list[Block]]:
 
 def _cut(piece: Block, number: int, size: int, last: bool) -> Cut:
     """The piece filled up to ``size`` rows by repeating its first one, with weight 0."""
-    rows, begin = _length(piece), number * size
+    rows, begin = length(piece), number * size
     weights = np.ones(rows, np.float32) if piece.weights is None else np.asarray(piece.weights)
     bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
     if len(bad):
@@ -301,7 +281,7 @@ def _keep(pieces: Iterator[Block], most: int, rng: np.random.Generator) -> tuple
     lots, rows = np.empty(0), np.empty(0, np.int64)
     total = held = 0
     for piece in pieces:
-        n = _length(piece)
+        n = length(piece)
         parts.append(piece)
         lots = np.concatenate([lots, rng.random(n)])
         rows = np.concatenate([rows, np.arange(total, total + n)])
@@ -321,386 +301,10 @@ def _lowest(parts: list[Block], lots: np.ndarray, rows: np.ndarray, most: int) -
     return [jax.tree.map(lambda a: a[chosen], _joined(parts))], lots[chosen], rows[chosen]
 
 
-# Sources.
-
-
-class _Source:
-    """Where pieces come from, and how many rows they have in all, as soon as that is known."""
-
-    num_rows: int | None = None
-
-    def pieces(self, begin: int, size: int) -> Iterator[Block]:
-        """Pieces from row ``begin`` on, of about ``size`` rows where the source can choose."""
-        raise NotImplementedError
-
-    def take(self, rows: np.ndarray) -> Block | None:
-        """These rows, in order, where the source can reach them one by one."""
-        return None
-
-    def finished(self, rows: int) -> None:
-        """A pass has ended after so many rows: always the same number."""
-        if self.num_rows is not None and self.num_rows != rows:
-            raise ValueError(
-                f"the stream gave {rows} rows in this pass and {self.num_rows} before: it must give the same rows always"
-            )
-        self.num_rows = rows
-
-
-def _source(blocks: Any, weights: Any, columns: Sequence[str] | None) -> _Source:
-    paths = [blocks] if isinstance(blocks, (str, os.PathLike)) else blocks
-    if isinstance(paths, (list, tuple)) and paths and all(isinstance(p, (str, os.PathLike)) for p in paths):
-        files = [Path(p) for p in paths]
-        parquet = all(file.suffix == ".parquet" for file in files)
-        if columns is not None and not parquet:
-            raise ValueError("columns are those of Parquet files")
-        if weights is not None and not (parquet and isinstance(weights, str)):
-            if len(files) == 1 and files[0].suffix == ".npy":
-                return _Arrays(Block(_npy(files[0]), _rows_of(weights)))
-            raise ValueError(
-                "weights of files are a member of each .npz file, or the name of a column of Parquet files, or one "
-                f"array beside a single .npy file; got {type(weights).__name__}"
-            )
-        return _Files([_shard(file, columns, weights) for file in files])
-    if columns is not None or isinstance(weights, str):
-        raise ValueError("columns and names of weights are for Parquet files")
-    if isinstance(blocks, (np.ndarray, jax.Array, Data)):
-        return _Arrays(Block(jax.tree.map(_rows_of, blocks), None if weights is None else _rows_of(weights)))
-    if weights is not None:
-        raise ValueError("weights come with the blocks: yield jaxem.Block(data, weights)")
-    if not isinstance(blocks, Iterable):
-        raise ValueError(
-            "a Stream is an array, a Data, a path, a list of paths, or something to iterate over; "
-            f"got {type(blocks).__name__}"
-        )
-    if isinstance(blocks, Iterator):
-        raise ValueError(
-            f"a Stream is read anew for every pass, and a {type(blocks).__name__} can be iterated over only once: give an "
-            "object whose __iter__ begins anew each time, such as a list, a data loader or a class"
-        )
-    return _Loader(blocks)
-
-
-class _Rows(Protocol):
-    """An array of which rows are read."""
-
-    shape: tuple[int, ...]
-
-    def read(self, begin: int, end: int) -> np.ndarray: ...
-
-    def take(self, rows: np.ndarray) -> np.ndarray: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class _InMemory:
-    array: np.ndarray
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.array.shape
-
-    def read(self, begin: int, end: int) -> np.ndarray:
-        return self.array[begin:end]
-
-    def take(self, rows: np.ndarray) -> np.ndarray:
-        return self.array[rows]
-
-
-@dataclasses.dataclass(frozen=True)
-class _InFile:
-    """Rows of a file, read into memory of their own: pages of a mapping, once touched, would count as the process's."""
-
-    path: str
-    offset: int
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-    def read(self, begin: int, end: int) -> np.ndarray:
-        out = np.empty((end - begin, *self.shape[1:]), self.dtype)
-        with open(self.path, "rb", buffering=0) as file:
-            self._fill(file, begin, out)
-        return out
-
-    def take(self, rows: np.ndarray) -> np.ndarray:
-        out = np.empty((len(rows), *self.shape[1:]), self.dtype)
-        with open(self.path, "rb", buffering=0) as file:
-            for i, row in enumerate(rows):
-                self._fill(file, int(row), out[i : i + 1])
-        return out
-
-    def _fill(self, file: Any, begin: int, out: np.ndarray) -> None:
-        view = memoryview(out.reshape(-1).view(np.uint8))
-        file.seek(self.offset + begin * (out.nbytes // max(1, len(out))))
-        done = 0
-        while done < len(view):
-            count = file.readinto(view[done:])
-            if not count:
-                raise OSError(f"{self.path} ends in the middle of row {begin + done * len(out) // max(1, len(view))}")
-            done += count
-
-
-def _rows_of(leaf: Any) -> _Rows:
-    if isinstance(leaf, (_InMemory, _InFile)):
-        return leaf
-    if isinstance(leaf, np.memmap) and leaf.filename is not None and leaf.mode != "c":
-        if not leaf.flags.c_contiguous:
-            raise ValueError(
-                f"{leaf.filename} is not stored row after row (Fortran order, or a view with steps): blocks of rows "
-                "cannot be read from it; store it as numpy.ascontiguousarray makes it"
-            )
-        # The mapping begins at a page; the array, which may be a part of another, somewhere in it.
-        page = np.frombuffer(leaf._mmap, np.uint8).__array_interface__["data"][0]  # type: ignore[attr-defined]
-        mapped = leaf.offset - leaf.offset % _granularity()
-        offset = mapped + leaf.__array_interface__["data"][0] - page
-        return _InFile(os.fspath(leaf.filename), offset, leaf.shape, leaf.dtype)
-    array = np.asarray(leaf)
-    if array.ndim == 0:
-        raise ValueError(f"a Stream needs arrays with the examples as their leading axis; got {leaf!r}")
-    return _InMemory(array)
-
-
-def _granularity() -> int:
-    import mmap
-
-    return mmap.ALLOCATIONGRANULARITY
-
-
-class _Arrays(_Source):
-    """Arrays in memory or in files, one row of each for every example."""
-
-    def __init__(self, rows: Block):
-        # _InMemory and _InFile are no pytrees: the leaves of this one.
-        self._rows = rows
-        sizes = {leaf.shape[0] for leaf in jax.tree.leaves(rows)}
-        if len(sizes) != 1:
-            raise ValueError(f"all arrays of a Stream need the same number of rows; got {sorted(sizes)}")
-        self.num_rows = sizes.pop()
-
-    def pieces(self, begin: int, size: int) -> Iterator[Block]:
-        assert self.num_rows is not None
-        for a in range(begin, self.num_rows, size):
-            b = min(a + size, self.num_rows)
-            yield jax.tree.map(lambda leaf, a=a, b=b: leaf.read(a, b), self._rows)
-
-    def take(self, rows: np.ndarray) -> Block:
-        return jax.tree.map(lambda leaf: leaf.take(rows), self._rows)
-
-
-class _Files(_Source):
-    """Files one after another."""
-
-    def __init__(self, shards: list[_Source]):
-        self._shards = shards
-        self.num_rows = sum(shard.num_rows or 0 for shard in shards)
-
-    def pieces(self, begin: int, size: int) -> Iterator[Block]:
-        for shard in self._shards:
-            rows = shard.num_rows or 0
-            if begin < rows:
-                yield from shard.pieces(begin, size)
-            begin = max(0, begin - rows)
-
-    def take(self, rows: np.ndarray) -> Block | None:
-        return self._shards[0].take(rows) if len(self._shards) == 1 else None
-
-
-def _shard(path: Path, columns: Sequence[str] | None, weights: str | None) -> _Source:
-    if path.suffix == ".npy":
-        return _Arrays(Block(_npy(path)))
-    if path.suffix == ".npz":
-        return _Npz(path)
-    if path.suffix == ".parquet":
-        return _Parquet(path, columns, weights)
-    raise ValueError(f"a Stream reads .npy, .npz and .parquet files; got {path}")
-
-
-def _npy(path: Path) -> _Rows:
-    return _rows_of(np.load(path, mmap_mode="r", allow_pickle=False))
-
-
-class _Npz(_Source):
-    """The members of an .npz file, read whole."""
-
-    def __init__(self, path: Path):
-        self._path = path
-        with zipfile.ZipFile(path) as archive:
-            names = [name.removesuffix(".npy") for name in archive.namelist()]
-            _check_names(names, str(path))
-            with archive.open("x.npy") as member:
-                version = np.lib.format.read_magic(member)
-                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                shape, _, _ = read(member)
-        self.num_rows = shape[0]
-
-    def pieces(self, begin: int, size: int) -> Iterator[Block]:
-        with np.load(self._path, allow_pickle=False) as archive:
-            whole = _by_name({name: archive[name] for name in archive.files})
-        yield jax.tree.map(lambda a: a[begin:], whole)
-
-
-def _check_names(names: Iterable[str], where: str) -> None:
-    names = set(names)
-    stray = names - {*_FIELDS, "weights"}
-    if stray or "x" not in names:
-        raise ValueError(
-            f"{where} needs a member x, and may have {', '.join(_FIELDS[1:])} and weights; got {', '.join(sorted(names))}"
-        )
-
-
-def _by_name(arrays: dict[str, Any]) -> Block:
-    fields = {name: array for name, array in arrays.items() if name != "weights"}
-    return Block(fields["x"] if set(fields) == {"x"} else Data(**fields), arrays.get("weights"))
-
-
-class _Parquet(_Source):
-    """The row groups of a Parquet file."""
-
-    def __init__(self, path: Path, columns: Sequence[str] | None, weights: str | None):
-        try:
-            import pyarrow.parquet
-        except ImportError:
-            raise ValueError(f'{path}: reading parquet needs pyarrow: pip install "jaxem[parquet]"') from None
-        self._open: Callable[[], Any] = lambda: pyarrow.parquet.ParquetFile(path)
-        with self._open() as file:
-            self.num_rows = file.metadata.num_rows
-            self._groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-            there_are = list(file.schema_arrow.names)
-        self._weights = weights
-        self._columns = [name for name in there_are if name != weights] if columns is None else list(columns)
-        missing = [name for name in (*self._columns, *([] if weights is None else [weights])) if name not in there_are]
-        if missing or not self._columns:
-            raise ValueError(f"{path} has no column {', '.join(missing)}; its columns are {', '.join(there_are)}")
-
-    def pieces(self, begin: int, size: int) -> Iterator[Block]:
-        ends = np.cumsum(self._groups)
-        groups = [i for i, end in enumerate(ends) if end > begin]
-        if groups:
-            begin -= int(ends[groups[0]] - self._groups[groups[0]])
-        names = self._columns if self._weights is None else [*self._columns, self._weights]
-        with self._open() as file:
-            for batch in file.iter_batches(size, row_groups=groups, columns=names):
-                if begin >= batch.num_rows:
-                    begin -= batch.num_rows
-                    continue
-                arrays = {name: batch.column(name).to_numpy(zero_copy_only=False)[begin:] for name in names}
-                begin = 0
-                weights = None if self._weights is None else np.array(arrays[self._weights])
-                yield Block(np.stack([arrays[name] for name in self._columns], axis=1), weights)
-
-
-class _Loader(_Source):
-    """Whatever can be iterated over again and again."""
-
-    def __init__(self, blocks: Iterable[Any]):
-        self._blocks = blocks
-
-    def pieces(self, begin: int, size: int) -> Iterator[Block]:
-        items = iter(self._blocks)
-        for item in items:
-            piece = _as_block(item)
-            rows = _length(piece)
-            if begin >= rows:
-                begin -= rows
-                continue
-            # A copy: a loader may fill the same memory again for its next item.
-            skipped = begin
-            yield jax.tree.map(lambda a, skipped=skipped: np.array(a[skipped:]), piece)
-            begin = 0
-
-
-def _as_block(item: Any) -> Block:
-    """A loader's item as a piece."""
-    if isinstance(item, (list, tuple)) and len(item) == 1:  # a loader of one tensor yields lists of it
-        item = item[0]
-    if not isinstance(item, Block):
-        names = set(item) if isinstance(item, dict) else set()
-        item = _by_name(item) if "x" in names and names <= {*_FIELDS, "weights"} else Block(item)
-    piece = jax.tree.map(np.asarray, item)
-    sizes = {leaf.shape[0] if leaf.ndim else -1 for leaf in jax.tree.leaves(piece)}
-    if len(sizes) != 1 or -1 in sizes:
-        raise ValueError(f"every part of a block needs the examples as its leading axis; got leading sizes {sizes}")
-    return piece
-
-
-# Reading ahead.
-
-
-class Reader:
-    """The blocks of one pass on the device, one after the other, read ahead by a thread; `close` ends it.
-
-    waited: seconds for which blocks were not there yet when they were asked for.
-    """
-
-    def __init__(self, stream: Stream, begin: int = 0, keep_types: bool = False):
-        self.waited = 0.0
-        cuts = stream.cuts(begin)
-        # A thread does not know the types and the device that the caller has chosen for a while.
-        x64, device = bool(jax.config.jax_enable_x64), jax.config.jax_default_device  # type: ignore[attr-defined]
-
-        def read() -> Cut:
-            with _x64(x64), jax.default_device(device):
-                return _to_device(next(cuts), keep_types)
-
-        self._read = read
-        self._thread: threading.Thread | None = None
-        if stream.ahead:
-            self._cuts: queue.SimpleQueue[Any] = queue.SimpleQueue()
-            self._room = threading.Semaphore(stream.ahead)
-            self._stop = threading.Event()
-            arguments = (read, self._cuts, self._room, self._stop)
-            self._thread = threading.Thread(target=_read_ahead, args=arguments, name="jaxem reader", daemon=True)
-            # Also where the reader is forgotten: the thread holds nothing of it.
-            self._end = weakref.finalize(self, _end, self._stop, self._room)
-            self._thread.start()
-
-    def next(self) -> Cut:
-        """The next block. Raises what reading it raised."""
-        begin = time.perf_counter()
-        if self._thread is None:
-            cut = self._read()
-        else:
-            cut = self._cuts.get()
-            self._room.release()
-        self.waited += time.perf_counter() - begin
-        if isinstance(cut, BaseException):
-            self.close()
-            raise cut
-        return cut
-
-    def close(self) -> None:
-        """End the thread, and wait for its end."""
-        if self._thread is not None:
-            self._end()
-            self._thread.join()
-
-
-def _read_ahead(read: Callable[[], Cut], cuts: Any, room: threading.Semaphore, stop: threading.Event) -> None:
-    last = False
-    while not last:
-        room.acquire()
-        if stop.is_set():
-            return
-        try:
-            cut = read()
-        except BaseException as error:
-            cuts.put(error)
-            return
-        last = cut.last
-        cuts.put(cut)
-
-
-def _end(stop: threading.Event, room: threading.Semaphore) -> None:
-    stop.set()
-    room.release()
-
-
-def _to_device(cut: Cut, keep_types: bool) -> Cut:
+def to_device(cut: Cut, keep_types: bool) -> Cut:
     try:
         data = validate.to_device(cut.data, keep_types)
     except ValueError as error:
         raise ValueError(f"{error} (row 0 of which is row {cut.begin} of the stream)") from None
     weights = jax.device_put(cut.weights.astype(float_type(data)))
     return dataclasses.replace(cut, data=data, weights=weights)
-
-
-def _x64(enabled: bool) -> Any:
-    return jax.enable_x64(enabled)  # type: ignore[attr-defined]

@@ -51,11 +51,11 @@ class Sweep:
 class StochasticEM(Algorithm):
     """EM with an M-step after every mini-batch, from statistics that `Update` objects make of those of mini-batches.
 
-    One step of the driver is one pass over all the data. Of a `jaxem.Stream`, every block is dealt into mini-batches by
-    itself, in the order of the blocks, so its rows should be in random order. The examples are dealt at random, once, into mini-batches whose
-    sizes differ by one at most, and every pass takes these in a new random order. batch_size: examples in a mini-batch at
-    most; None is all of them. key: of the orders; a lane's own is not needed. update: `Online`, `Incremental` or
-    `VarianceReduced`.
+    One step of the driver is one pass over all the data. The examples are dealt at random, once, into mini-batches whose
+    sizes differ by one at most, and every pass takes these in a new random order. Of a `jaxem.Stream` every block is dealt
+    by itself, and blocks come in their order, so that rows should be shuffled. batch_size: examples in a mini-batch at
+    most; None is all of them, or those of a block. key: of the orders; a lane's own is not needed. update: `Online`,
+    `Incremental` or `VarianceReduced`.
     The objective reported on the way is summed over a pass whose parameters move, so an estimate; that of the result is
     exact. The stopping rule is the ordinary one where the update converges (Incremental, VarianceReduced), and
     `Plateau` where it is noisy. Raises UnsupportedError for a model whose E-step is not a sum over examples, whose
@@ -110,9 +110,7 @@ class StochasticEM(Algorithm):
     def on_blocks(self, block_size: int) -> StochasticEM:
         return self if self.batch_size is not None else dataclasses.replace(self, batch_size=block_size)
 
-    def init_pass(
-        self, model: Model, params: Any, block: Any, weights: Any, num_blocks: int | None
-    ) -> StochasticState:
+    def init_pass(self, model: Model, params: Any, block: Any, weights: Any, num_blocks: int | None) -> StochasticState:
         per_block = num_mini_batches(num_examples(block), self.batch_size)
         num_batches = None if num_blocks is None else num_blocks * per_block
         return self._first(model, params, block, weights, num_batches, jnp.zeros((), weights.dtype))
@@ -121,9 +119,7 @@ class StochasticEM(Algorithm):
         zero = nothing((state.total, state.total))
         return Sweep(state.params, state.memory, state.unit, zero)
 
-    def see(
-        self, model: Model, state: StochasticState, carry: Sweep, block: Any, weights: Any, place: Place
-    ) -> Sweep:
+    def see(self, model: Model, state: StochasticState, carry: Sweep, block: Any, weights: Any, place: Place) -> Sweep:
         deal_key, sweep_key = jax.random.split(self.key)
         rows, used = deal(deal_key, num_examples(block), self.batch_size)
         count = rows.shape[0]
@@ -192,4 +188,3 @@ class StochasticEM(Algorithm):
             raise UnsupportedError(f"the statistics of {name} are no sums over examples, which StochasticEM follows")
         if self.batch_size is not None:
             check_divisible(model, data)
-
