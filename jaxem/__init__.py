@@ -129,6 +129,7 @@ from jaxem.progress import Report
 from jaxem.result import BatchResult, ConvergenceWarning, FitError, Result, Starts
 from jaxem.select import Selection, select
 from jaxem.slots import Index
+from jaxem.sources import Block
 from jaxem.spaces import (
     Chain,
     ChainLogJoint,
@@ -142,6 +143,7 @@ from jaxem.spaces import (
 )
 from jaxem.status import Status
 from jaxem.stopping import AbsoluteGain, Aitken, Never, ParameterChange, Plateau, RelativeGain, Settled, Stopping
+from jaxem.streams import Stream, StreamError
 from jaxem.work import Race
 from jaxem.wrappers import ECM, Chunked, Frozen, GradientM, Sharded, Summed, WithPrior
 
@@ -166,6 +168,7 @@ __all__ = [
     "BetaParams",
     "Binomial",
     "BinomialParams",
+    "Block",
     "Categorical",
     "CategoricalParams",
     "CategoryParams",
@@ -276,6 +279,8 @@ __all__ = [
     "Status",
     "StochasticEM",
     "Stopping",
+    "Stream",
+    "StreamError",
     "StudentT",
     "StudentTParams",
     "Summed",

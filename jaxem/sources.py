@@ -135,7 +135,7 @@ class _InFile:
         return out
 
     def _fill(self, file: Any, begin: int, out: np.ndarray) -> None:
-        view = memoryview(out.reshape(-1).view(np.uint8))
+        view = memoryview(out.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
         file.seek(self.offset + begin * (out.nbytes // max(1, len(out))))
         done = 0
         while done < len(view):

@@ -1,4 +1,4 @@
-"""EM over a stream: a step is a pass over its blocks, for any number of starts at once; and `fit` for it.
+"""EM over a stream: a step is a pass over its blocks, for any number of starts at once; and what `fit` makes of it.
 
 `StreamWork` carries all that changes as arrays, and may pause after any block: what it goes on to is bit-equal.
 """
@@ -14,11 +14,9 @@ import numpy as np
 
 from jaxem import layout, passes, validate
 from jaxem.algorithms.em import EM
-from jaxem.checkpoint import fingerprint
 from jaxem.distributed import GlobalRows
-from jaxem.doors import check_on_failure, control_of, given_starts, make_result, report
+from jaxem.doors import given_starts, make_result, report
 from jaxem.driver import Run, finish_lanes, rankable
-from jaxem.host import Watch, drive
 from jaxem.initialize import KMeansPlusPlus, Start
 from jaxem.lane import Control, Lane, enter, judge
 from jaxem.model import Algorithm, Data, EStep, Model, UnsupportedError, num_examples
@@ -27,7 +25,6 @@ from jaxem.read_ahead import Reader
 from jaxem.result import FitError, Result
 from jaxem.slots import Index, put, take
 from jaxem.status import USABLE, Status
-from jaxem.stopping import Stopping
 from jaxem.streams import Cut, Sample, Stream
 from jaxem.work import Work
 from jaxem.wrappers.chunked import Chunked
@@ -347,70 +344,6 @@ def check_finite(data: Any, rows: np.ndarray) -> None:
 # The door.
 
 
-def fit_stream(
-    model: Model,
-    stream: Stream,
-    *,
-    key: Array | None = None,
-    num_starts: int = 1,
-    params: Any = None,
-    starts: Any = None,
-    start: Start | None = None,
-    tol: float | None = None,
-    max_steps: int = 1000,
-    min_steps: int = 5,
-    stopping: Stopping | None = None,
-    algorithm: Algorithm = EM(),
-    trace_size: int = 256,
-    on_failure: Any = None,
-    progress: Any = False,
-    checkpoint: Any = None,
-    resume: Any = None,
-) -> Result:
-    """`jaxem.fit` for a `Stream`: a step is a pass over it, and all starts share the passes.
-
-    The arguments are those of `fit`; weights come with the stream. What calibrates the model and makes random starts is a
-    sample of the rows: all of them up to 2¹⁷ (and 256 MB), else so many drawn uniformly; a model that is calibrated already
-    is used as it is. Raises UnsupportedError for flat sequences (pad them), models whose E-step is not a sum over examples,
-    and algorithms that look at the data otherwise than by one E-step in a step, by name.
-    """
-
-    validate.check_model(model)
-    watch = Watch(progress, checkpoint, resume, max_steps)
-    control = control_of(tol, stopping, algorithm, max_steps, min_steps)
-    check_on_failure(on_failure)
-    num_starts = validate.check_count("num_starts", num_starts, 1)
-    trace_size = validate.check_count("trace_size", trace_size, 0)
-    work, sample = begin_stream(
-        model,
-        stream,
-        key=key,
-        num_starts=num_starts,
-        params=params,
-        starts=starts,
-        start=start,
-        algorithm=algorithm,
-        control=control,
-        trace_size=trace_size,
-    )
-
-    def asked() -> dict[str, str]:
-        first = stream.first(model.keeps_types)
-        return fingerprint(
-            model=work.model,
-            data=(first.data, first.weights, stream.block_size),
-            starts=(params, starts, key, num_starts, start),
-            algorithm=work.algorithm,
-            rules=(control, trace_size),
-        )
-
-    try:
-        drive(work, watch, asked)
-    finally:
-        work.close()
-    return end_stream(work, sample, on_failure)
-
-
 def begin_stream(
     model: Model,
     stream: Stream,
@@ -424,7 +357,13 @@ def begin_stream(
     control: Control,
     trace_size: int,
 ) -> tuple[StreamWork, Sample]:
-    """The work of a fit before its first pass, and the sample of the rows (or the first block) it begins from."""
+    """The work of a fit before its first pass, and the sample of the rows (or the first block) it begins from.
+
+    What calibrates the model and makes random starts is a sample of the rows: all of them up to 2¹⁷ (and 256 MB), else so
+    many drawn uniformly; a model that is calibrated already is used as it is. Raises UnsupportedError for flat sequences
+    (pad them), models whose E-step is not a sum over examples, and algorithms that look at the data otherwise than by one
+    E-step in a step, by name; ValueError as `fit`.
+    """
 
     validate.check_model(model)
     if not model.additive:

@@ -240,15 +240,16 @@ class VarianceReduced(Update):
         return Anchored(Incremental().start(stats, num_blocks), _zeros(stats))
 
     def absorb(self, memory: Anchored, stats: Any, visit: Visit) -> tuple[Anchored, Any, Bool[Array, ""]]:
-        assert visit.num_blocks is not None
-        full = ~self.provisional(visit.sweep, visit.num_blocks)
-        rate = visit.num_blocks ** (-2 / 3) if self.step_size is None else self.step_size
+        num_blocks = visit.num_blocks
+        assert num_blocks is not None
+        full = ~self.provisional(visit.sweep, num_blocks)
+        rate = num_blocks ** (-2 / 3) if self.step_size is None else self.step_size
         anchored = jax.tree.map(lambda new, table: jnp.where(full, new, table[visit.block]), stats, memory.sums.tables)
         sums = _replaced(memory.sums, anchored, visit)
 
         def follow(current: Array, new: Array, table: Array, total: Array, error: Array) -> Array:
             whole = total + error
-            aim = visit.num_blocks * (new - table[visit.block]) + whole
+            aim = num_blocks * (new - table[visit.block]) + whole
             return jnp.where(full, whole, current + jnp.asarray(rate, current.dtype) * (aim - current))
 
         current = jax.tree.map(follow, memory.current, stats, sums.tables, sums.total, sums.error)
