@@ -97,7 +97,7 @@ def block_size_near(n: int, target: int) -> int:
     """A block size that divides n, within a factor of 1.5 of the target; the target where there is none."""
     if n <= target:
         return n
-    near = [size for size in range(2 * target // 3, 3 * target // 2 + 1) if n % size == 0]
+    near = [size for size in range(max(1, 2 * target // 3), 3 * target // 2 + 1) if n % size == 0]
     return min(near, key=lambda size: abs(size - target), default=target)
 
 
