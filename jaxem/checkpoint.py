@@ -151,12 +151,18 @@ def rebuilt(path: str | os.PathLike, arrays: list[np.ndarray], like: Any) -> Any
 
 
 def _restored(path: str | os.PathLike, array: np.ndarray, want: Any) -> Any:
-    is_key = jnp.issubdtype(want.dtype, jax.dtypes.prng_key)
-    if is_key:
-        return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(want))
+    if jnp.issubdtype(want.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=_impl_of(want))
     if array.shape != want.shape or array.dtype != want.dtype:
         raise ValueError(
             f"{os.fspath(path)} holds an array {array.dtype}{list(array.shape)} where this fit has "
             f"{want.dtype}{list(want.shape)}"
         )
     return jnp.asarray(array)
+
+
+def _impl_of(like: Any) -> Any:
+    """The generator of keys of which only shape and type are known."""
+    found: list[Any] = []
+    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), like)
+    return found[0]
