@@ -388,11 +388,11 @@ def test_arrays_that_do_not_fit_are_refused(written):
 
 
 def test_random_keys_are_kept(tmp_path):
-    state = {"key": jax.random.key(3), "x": np.arange(3.0)}
+    state = {"key": jax.random.key(3), "x": np.arange(3, dtype=np.float32)}
     path = tmp_path / "key.ckpt"
     files.write(path, {"a": "b"}, {"stage": 1}, state)
     found = files.read(path)
-    back = files.rebuilt(path, found.arrays, jax.eval_shape(lambda: {**state, "x": jax.numpy.arange(3.0)}))
+    back = files.rebuilt(path, found.arrays, jax.eval_shape(lambda: {**state, "x": jax.numpy.arange(3, dtype=np.float32)}))
     assert jax.random.key_data(back["key"]).tolist() == jax.random.key_data(state["key"]).tolist()
     assert (found.asked, found.place) == ({"a": "b"}, {"stage": 1})
 
