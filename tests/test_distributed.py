@@ -58,8 +58,7 @@ def test_the_fit_is_the_plain_one(files):
     for name in names:
         np.testing.assert_array_equal(first[name], second[name])
         np.testing.assert_allclose(first[name], plain[name], rtol=1e-9, atol=1e-9)
-    assert np.all(plain["mixture.status"] == jaxem.Status.CONVERGED)
-    assert np.all(plain["hmm.status"] == jaxem.Status.CONVERGED)
+    assert np.all(plain["status"] == jaxem.Status.CONVERGED)
 
 
 def test_what_one_process_gets_wrong_all_refuse(files):
