@@ -108,7 +108,7 @@ def own_shards(mesh: Mesh, axis: str) -> list[int]:
         if len(processes) > 1:
             raise ValueError(
                 f"place {place} of axis {axis!r} lies on devices of processes {sorted(processes)}: every process reads "
-                f"rows of its own, so the other axes of the mesh have to stay within a process"
+                f"rows of its own, so the other axes stay within a process: name {axis!r} first in jaxem.make_mesh"
             )
     mine = [place for place, processes in enumerate(owners) if processes == {jax.process_index()}]
     if not mine:
