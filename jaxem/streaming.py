@@ -28,6 +28,7 @@ from jaxem.status import USABLE, Status
 from jaxem.streams import Cut, Sample, Stream
 from jaxem.work import Work
 from jaxem.wrappers.chunked import Chunked
+from jaxem.wrappers.sharded import Sharded
 
 if TYPE_CHECKING:
     from jaxtyping import Array
@@ -319,6 +320,8 @@ class StreamWork(Work):
 
 def _by_chunks(model: Model, first: Cut) -> Model:
     """The model that computes with a block in pieces that fit in the cache, unless the block's moments are all it needs."""
+    if isinstance(model, Sharded):
+        return dataclasses.replace(model, model=_by_chunks(model.model, first))
     compressed, _ = jax.eval_shape(model.compress, first.data, first.weights)
     return Chunked(model) if num_examples(compressed) == num_examples(first.data) else model
 
