@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from jaxem.free import coordinates
-from jaxem.model import Algorithm, Info, Model, UnsupportedError
+from jaxem.model import Algorithm, Info, Model, UnsupportedError, pytree
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float
+    from jaxtyping import Array, Bool, Float, Int
 
 # The guard lets an objective be lower by so many of its own roundings: less cannot be told apart.
 _ROUNDINGS = 32
@@ -50,6 +50,48 @@ def check_inner(inner: Any) -> None:
         raise ValueError(f"{type(inner).__name__} only estimates its objective, by which an acceleration is guarded")
 
 
+@pytree
+class Guard:
+    """The highest objective seen, and the way back to it.
+
+    fallback: one EM step from there, and retreated: whether that is evaluated next. low: for how many evaluations the
+    objective has been below.
+    """
+
+    highest: Float[Array, ""]
+    fallback: Any
+    low: Int[Array, ""]
+    retreated: Bool[Array, ""]
+
+    @classmethod
+    def start(cls, params: Any, dtype: Any) -> Guard:
+        return cls(jnp.full((), -jnp.inf, dtype), params, jnp.int32(0), jnp.array(True))
+
+    def gain(self, info: Info) -> Float[Array, ""]:
+        return info.objective - self.highest
+
+    def judge(self, info: Info, updated: Any, patience: int, slack: float) -> tuple[Guard, Bool[Array, ""], Array]:
+        """The next guard, whether the objective counts, and whether this excursion ends and the fallback is next.
+
+        An excursion below ends after ``patience`` evaluations, or where it is lower than ``slack`` times what is near.
+        The step of EM that a retreat makes counts wherever it leads: an EM that does not rise is not to be cured here.
+        """
+        above = holds(info, self.highest) | (self.retreated & jnp.isfinite(info.objective))
+        low = jnp.where(above, 0, self.low + 1)
+        refused = ~above & ((low > patience) | ~holds(info, self.highest - slack * near(info)))
+        following = Guard(
+            highest=jnp.where(above, info.objective.astype(self.highest.dtype), self.highest),
+            fallback=select(above, updated, self.fallback),
+            low=jnp.where(refused, 0, low).astype(jnp.int32),
+            retreated=refused,
+        )
+        return following, above, refused
+
+    def provisional(self, above: Bool[Array, ""]) -> Bool[Array, ""]:
+        """Whether the driver is not to judge this evaluation."""
+        return ~above & ~self.retreated
+
+
 def near(info: Info) -> Float[Array, ""]:
     """A difference in objective that is small: an excursion may be so low, and EM is settled when it gains no more."""
     return jnp.maximum(_NEAR, _NEAR_EACH * info.weight)
@@ -57,9 +99,13 @@ def near(info: Info) -> Float[Array, ""]:
 
 def holds(info: Info, least: Float[Array, ""]) -> Bool[Array, ""]:
     """True where an objective is a number and not below ``least``, up to rounding."""
-    size = jnp.maximum(jnp.abs(least), info.weight.astype(least.dtype))
-    rounding = _ROUNDINGS * jnp.finfo(least.dtype).eps * jnp.where(jnp.isfinite(size), size, 0)
-    return jnp.isfinite(info.objective) & (info.objective >= least - rounding)
+    return jnp.isfinite(info.objective) & (info.objective >= least - rounding(info, least))
+
+
+def rounding(info: Info, objective: Float[Array, ""]) -> Float[Array, ""]:
+    """What cannot be told apart from an objective of this size."""
+    size = jnp.maximum(jnp.abs(objective), info.weight.astype(objective.dtype))
+    return _ROUNDINGS * jnp.finfo(objective.dtype).eps * jnp.where(jnp.isfinite(size), size, 0)
 
 
 def select(condition: Bool[Array, ""], new: Any, old: Any) -> Any:
