@@ -33,13 +33,16 @@ _PIECES = 64
 class Checkpoint:
     """Where a long fit keeps its state, and how often it is written: every so many seconds, or steps of the loop.
 
-    With ``steps`` alone the clock is not asked. The file is written a last time when the fit ends or is interrupted.
-    Raises ValueError for a period that is not positive, or none at all.
+    With ``steps`` alone the clock is not asked; with neither it is a minute. The file is written a last time when the fit
+    ends or is interrupted. Of several processes the first one writes, and all of them read. sharded: not a file but a
+    directory, into which every process writes what its own devices hold (by Orbax, an extra). Raises ValueError for a
+    period that is not positive.
     """
 
     path: str | os.PathLike
     seconds: float | None = None
     steps: int | None = None
+    sharded: bool = False
 
     def __post_init__(self):
         if self.seconds is None and self.steps is None:
@@ -82,7 +85,7 @@ def _pieces(leaf: Any) -> list[np.ndarray]:
 
 def write(path: str | os.PathLike, asked: dict[str, str], place: dict[str, Any], state: Any) -> None:
     """Replace the checkpoint at ``path`` in one step; a kill at any moment leaves the old one or the new one."""
-    arrays = [np.asarray(leaf) for leaf in jax.device_get([_data(leaf) for leaf in jax.tree.leaves(state)])]
+    arrays = [np.asarray(leaf) for leaf in jax.device_get([as_data(leaf) for leaf in jax.tree.leaves(state)])]
     manifest = {"schema": SCHEMA, "jax": jax.__version__, "asked": asked, "place": place, "arrays": len(arrays)}
     text = json.dumps(manifest, indent=1).encode()
 
@@ -95,22 +98,27 @@ def write(path: str | os.PathLike, asked: dict[str, str], place: dict[str, Any],
     write_atomically(path, fill)
 
 
-def _data(leaf: Any) -> Any:
+def as_data(leaf: Any) -> Any:
     """Random keys as the numbers they are."""
     is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     return jax.random.key_data(leaf) if is_key else leaf
 
 
 @dataclasses.dataclass(frozen=True)
-class Read:
-    """What a file held: the fingerprint of what the fit was asked, the place, and the arrays."""
+class Found:
+    """What a checkpoint is of: the fingerprint of what the fit was asked, the place, and the arrays of its state."""
 
     asked: dict[str, str]
     place: dict[str, Any]
-    arrays: list[np.ndarray]
+    arrays: list[Any]
 
 
-def read(path: str | os.PathLike) -> Read:
+def exists(path: str | os.PathLike) -> bool:
+    """Whether there is a checkpoint."""
+    return Path(path).exists()
+
+
+def read(path: str | os.PathLike) -> Found:
     """What `write` wrote. Raises ValueError, which names the file, for anything else."""
     size = Path(path).stat().st_size
     try:
@@ -125,7 +133,7 @@ def read(path: str | os.PathLike) -> Read:
                     raise ValueError(f"array {i} declares {info.file_size} bytes in a file of {size}")
                 with archive.open(info) as member:
                     arrays.append(read_array(member, info.file_size))
-            return Read(dict(manifest["asked"]), dict(manifest["place"]), arrays)
+            return Found(dict(manifest["asked"]), dict(manifest["place"]), arrays)
     except Exception as error:  # a damaged or hostile file can make any step fail in any way
         raise ValueError(
             f"{os.fspath(path)} is not a sound checkpoint: {str(error) or type(error).__name__}"
@@ -142,27 +150,32 @@ def check_asked(path: str | os.PathLike, found: dict[str, str], asked: dict[str,
         )
 
 
-def rebuilt(path: str | os.PathLike, arrays: list[np.ndarray], like: Any) -> Any:
+def rebuilt(path: str | os.PathLike, found: Found, like: Any) -> Any:
     """The arrays in the structure of ``like``, on the device; ValueError where they do not fit it."""
     wanted, structure = jax.tree.flatten(like)
-    if len(wanted) != len(arrays):
-        raise ValueError(f"{os.fspath(path)} holds {len(arrays)} arrays; this fit's state has {len(wanted)}")
-    return jax.tree.unflatten(structure, [_restored(path, a, w) for a, w in zip(arrays, wanted, strict=True)])
+    if len(wanted) != len(found.arrays):
+        raise ValueError(f"{os.fspath(path)} holds {len(found.arrays)} arrays; this fit's state has {len(wanted)}")
+    return jax.tree.unflatten(structure, [_restored(path, a, w) for a, w in zip(found.arrays, wanted, strict=True)])
 
 
 def _restored(path: str | os.PathLike, array: np.ndarray, want: Any) -> Any:
     if jnp.issubdtype(want.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(jnp.asarray(array), impl=_impl_of(want))
+        return restored_key(array, want)
+    check_leaf(path, array, want)
+    return jnp.asarray(array)
+
+
+def check_leaf(path: str | os.PathLike, array: Any, want: Any) -> None:
+    """Raise ValueError for an array of another shape or type than the state has there."""
     if array.shape != want.shape or array.dtype != want.dtype:
         raise ValueError(
             f"{os.fspath(path)} holds an array {array.dtype}{list(array.shape)} where this fit has "
             f"{want.dtype}{list(want.shape)}"
         )
-    return jnp.asarray(array)
 
 
-def _impl_of(like: Any) -> Any:
-    """The generator of keys of which only shape and type are known."""
+def restored_key(array: Any, like: Any) -> jax.Array:
+    """The random keys that these numbers are."""
     found: list[Any] = []
     jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), like)
-    return found[0]
+    return jax.random.wrap_key_data(jnp.asarray(array), impl=found[0])

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from jaxem import checkpoint as files
+from jaxem import orbax_store
 from jaxem.checkpoint import Checkpoint
 from jaxem.progress import Reporter, report_of, reporter
 from jaxem.work import Work
@@ -48,7 +49,7 @@ class Watch:
         self._max_steps = max_steps
         self._resume = _as_checkpoint("resume", resume)
         own = _as_checkpoint("checkpoint", checkpoint)
-        if own is not None and self._resume is None and Path(own.path).exists():
+        if own is not None and self._resume is None and _store(own).exists(own.path):
             raise ValueError(
                 f"there is a checkpoint at {os.fspath(own.path)} already: resume= goes on from it; "
                 "to begin anew, remove it or give another path"
@@ -71,11 +72,13 @@ class Watch:
         if self._file is None:
             return
         self._asked = asked()
-        if self._resume is not None and Path(self._resume.path).exists():
-            path = self._resume.path
-            found = files.read(path)
+        if self._resume is None:
+            return
+        path, store = self._resume.path, _store(self._resume)
+        if store.exists(path):
+            found = store.read(path)
             files.check_asked(path, found.asked, self._asked)
-            work.restore(found.place, files.rebuilt(path, found.arrays, work.expect(found.place)))
+            work.restore(found.place, store.rebuilt(path, found, work.expect(found.place)))
             self._written_ticks = work.ticks
 
     def most(self, work: Work) -> int:
@@ -101,14 +104,22 @@ class Watch:
     def _due(self, file: Checkpoint, work: Work) -> bool:
         if file.steps is not None and work.ticks - self._written_ticks >= file.steps:
             return True
-        return file.seconds is not None and time.monotonic() - self._written >= file.seconds
+        return file.seconds is not None and _agreed(time.monotonic() - self._written >= file.seconds, np.max)
 
     def _write(self, work: Work) -> None:
         assert self._file is not None
-        place, state = work.place, work.state
-        if jax.process_index() == 0:
-            files.write(self._file.path, self._asked, place, state)
+        if self._file.sharded:
+            orbax_store.write(self._file.path, self._asked, work.place, work.state)
+        else:
+            place, state = work.place, work.gathered(work.state)
+            if jax.process_index() == 0:
+                files.write(self._file.path, self._asked, place, state)
         self._written, self._written_ticks = time.monotonic(), work.ticks
+
+
+def _store(file: Checkpoint) -> Any:
+    """The module that reads and writes such checkpoints."""
+    return orbax_store if file.sharded else files
 
 
 def _as_checkpoint(name: str, value: Any) -> Checkpoint | None:
@@ -122,7 +133,7 @@ def _as_checkpoint(name: str, value: Any) -> Checkpoint | None:
 def drive(work: Work, watch: Watch, asked: Callable[[], dict[str, str]]) -> bool:
     """Carry the work to its end, slice by slice. True where it was interrupted before.
 
-    The first Ctrl-C ends the work after the slice at hand; the second one ends the program's patience as usual.
+    The first Ctrl-C ends the work after the slice at hand; the second one is a KeyboardInterrupt, as usual.
     """
     watch.begin(work, asked)
     pace = _Pace()
@@ -138,26 +149,27 @@ def drive(work: Work, watch: Watch, asked: Callable[[], dict[str, str]]) -> bool
         return not work.finished
 
 
+def _agreed(value: Any, among: Callable[[np.ndarray], Any]) -> Any:
+    """One value for all processes: what ``among`` makes of theirs."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return among(np.ravel(multihost_utils.process_allgather(np.int32(value))))
+
+
 class _Pace:
     """How many units a slice has, so that slices last about as long as they should; the same in every process."""
 
     def __init__(self):
         self._budget = _FIRST_BUDGET
         self._last: float | None = None
-        self._several = jax.process_count() > 1
 
     def agreed_to_stop(self, wanted: bool) -> bool:
-        return bool(self._agreed(np.int32(wanted), any_of=True)) if self._several else wanted
+        return bool(_agreed(wanted, np.max))
 
     def agreed_budget(self, most: int) -> int:
-        budget = min(self._budget, most)
-        return int(self._agreed(np.int32(budget))) if self._several else budget
-
-    def _agreed(self, value: Any, any_of: bool = False) -> Any:
-        from jax.experimental import multihost_utils
-
-        every = multihost_utils.process_allgather(value)
-        return np.max(every) if any_of else np.ravel(every)[0]
+        return int(_agreed(min(self._budget, most), np.min))
 
     def after(self, budget: int, seconds: float) -> None:
         self._last = seconds

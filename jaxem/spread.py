@@ -120,6 +120,10 @@ class MeshPrograms(Programs):
     def everywhere(self, tree: Any) -> Any:
         return replicated(tree, self.mesh)
 
+    def laid_out(self, shapes: Any) -> Any:
+        sharding = NamedSharding(self.mesh, self._lanes)
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), shapes)
+
 
 def _counted(flight: Flight) -> Any:
     flight = _local(flight)

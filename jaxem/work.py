@@ -55,6 +55,10 @@ class Work:
         """All that changes, as a pytree of arrays."""
         raise unsupported(self, "state", "a checkpoint")
 
+    def gathered(self, state: Any) -> Any:
+        """The state where the host of every process can read it."""
+        return state
+
     def expect(self, place: dict[str, Any]) -> Any:
         """The structure, shapes and types of the state at a place."""
         raise unsupported(self, "expect", "going on from a checkpoint")
@@ -84,6 +88,10 @@ class Programs:
     def everywhere(self, tree: Any) -> Any:
         """Where the host of every process can read it."""
         return tree
+
+    def laid_out(self, shapes: Any) -> Any:
+        """The shapes of a flight, and how it lies over the devices."""
+        return shapes
 
     def stages(self, lanes: Lane, problem: Problem) -> list[Stage]:
         return stages(lanes, problem.model, problem.data, problem.index, None)
@@ -116,7 +124,7 @@ def _fly(flight: Flight, target: Array, until: Array, problem: Problem, algorith
 def expected_flight(programs: Programs, lanes: Lane, problem: Problem, stage: int) -> Any:
     """Shapes and types of the flight of such lanes through a stage."""
     chosen = programs.stages(lanes, problem)[stage]
-    return jax.eval_shape(lambda lanes: programs.enter(lanes, chosen), lanes)
+    return programs.laid_out(jax.eval_shape(lambda lanes: programs.enter(lanes, chosen), lanes))
 
 
 class LanesWork(Work):
@@ -174,7 +182,10 @@ class LanesWork(Work):
 
     @property
     def state(self) -> Flight:
-        return self.programs.everywhere(self._flight)
+        return self._flight
+
+    def gathered(self, state: Any) -> Any:
+        return self.programs.everywhere(state)
 
     def expect(self, place: dict[str, Any]) -> Any:
         return expected_flight(self.programs, self._shapes, self.problem, int(place["stage"]))
@@ -258,6 +269,9 @@ class RaceWork(Work):
     def state(self) -> Any:
         return self._short.state if self._final is None else (self._all, self._chosen, self._final.state)
 
+    def gathered(self, state: Any) -> Any:
+        return self._programs.everywhere(state)
+
     def expect(self, place: dict[str, Any]) -> Any:
         if place["final"] is None:
             return self._short.expect(place["short"])
@@ -337,6 +351,9 @@ class Groups(Work):
     @property
     def state(self) -> Any:
         return tuple(self.kept), self._current.state
+
+    def gathered(self, state: Any) -> Any:
+        return state[0], self._current.gathered(state[1])
 
     def expect(self, place: dict[str, Any]) -> Any:
         kept = jax.eval_shape(lambda: self._end(self._current))

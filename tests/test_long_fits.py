@@ -88,6 +88,20 @@ def test_a_resumed_fit_is_the_undisturbed_one_to_the_last_bit(door, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["fit.ckpt"]
 
 
+@pytest.mark.parametrize("door", [single, spread], ids=lambda f: f.__name__)
+def test_shards_are_written_where_they_are(door, tmp_path):
+    """By Orbax: the state stays over the devices, and the end is the same to the last bit."""
+    pytest.importorskip("orbax.checkpoint")
+    undisturbed, path = door(), tmp_path / "fit"
+    every = jaxem.Checkpoint(path, steps=3, sharded=True)
+    for slices in (1, 4):
+        with pytest.raises(Killed):
+            door(resume=every, progress=killed_after(slices))
+    assert equal(door(resume=every), undisturbed)
+    with pytest.raises(ValueError, match="another fit: data"):
+        jaxem.fit(MODEL, COUNTS + 1, resume=every, **OPTIONS)
+
+
 def test_no_number_depends_on_where_slices_end():
     lanes, problem = fit_module._prepare(
         jaxem.KMeansPlusPlus(),
@@ -381,10 +395,10 @@ def test_a_damaged_file_is_a_clear_error(written, tmp_path):
 def test_arrays_that_do_not_fit_are_refused(written):
     found = files.read(written)
     with pytest.raises(ValueError, match=r"holds \d+ arrays; this fit's state has 1"):
-        files.rebuilt(written, found.arrays, np.zeros(3))
+        files.rebuilt(written, found, np.zeros(3))
     like = [jax.ShapeDtypeStruct((2, *a.shape), a.dtype) for a in found.arrays]
     with pytest.raises(ValueError, match="where this fit has"):
-        files.rebuilt(written, found.arrays, like)
+        files.rebuilt(written, found, like)
 
 
 def test_random_keys_are_kept(tmp_path):
@@ -392,7 +406,7 @@ def test_random_keys_are_kept(tmp_path):
     path = tmp_path / "key.ckpt"
     files.write(path, {"a": "b"}, {"stage": 1}, state)
     found = files.read(path)
-    back = files.rebuilt(path, found.arrays, jax.eval_shape(lambda: {**state, "x": jax.numpy.arange(3, dtype=np.float32)}))
+    back = files.rebuilt(path, found, jax.eval_shape(lambda: {**state, "x": jax.numpy.arange(3, dtype=np.float32)}))
     assert jax.random.key_data(back["key"]).tolist() == jax.random.key_data(state["key"]).tolist()
     assert (found.asked, found.place) == ({"a": "b"}, {"stage": 1})
 
