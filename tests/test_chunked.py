@@ -20,7 +20,6 @@ SEQUENCES = WIDE[:2000].reshape(400, 5, 8)
 MODELS = {
     "full": (jaxem.Mixture(jaxem.Gaussian(), 3), WIDE),
     "diagonal": (jaxem.Mixture(jaxem.Gaussian(jaxem.Diagonal()), 3), WIDE),
-    "counts": (jaxem.Mixture(jaxem.NegativeBinomial(), 2), COUNTS),
     "regression": (jaxem.Mixture(jaxem.LinearRegression(), 2), INPUTS),
     "chain": (jaxem.HMM(jaxem.Gaussian(jaxem.Diagonal()), 2), SEQUENCES),
 }
@@ -96,6 +95,11 @@ class TestKeep:
         statistics = jax.eval_shape(model.prepare, as_data(x))
         assert not keeps(memory=nbytes(statistics))
         assert keeps(memory=3 * nbytes(statistics)) == kept
+
+    def test_patterns_of_missing_cells_belong_to_their_block(self):
+        data = jaxem.Data(x=WIDE, mask=WIDE < 1)
+        model = jaxem.Mixture(jaxem.Gaussian(), 2).specialize(data).calibrate(data)
+        assert not isinstance(jax.eval_shape(jaxem.Chunked(model, keep=True).prepare, data), Prepared)
 
     def test_what_is_kept_is_what_the_model_makes(self):
         model, data, _ = problem("full")

@@ -45,9 +45,10 @@ class Chunked(Wrapper):
     memory of one lane: lanes that are stepped at once (starts, data sets, `jax.vmap`) multiply it.
     block_size: rows per block; None takes as many as fit into the memory, no more than a processor's cache holds, and a
     number that divides N where it can (a third faster).
-    keep: whether T(x) of all rows is kept between iterations or rebuilt block by block; None keeps it where it fits into
-    the memory and costs more to make than to read (not that of a diagonal Gaussian, say). A model whose `prepare` makes no
-    `Prepared` has nothing to keep; one that needs less than the rows (moments) keeps those in any case.
+    keep: whether T(x) of all rows is kept between iterations or rebuilt block by block; None keeps it where it fits into half
+    of the memory and costs more to make than to read (not that of a diagonal Gaussian). Statistics that are no
+    `Prepared`, or that depend on which rows are together (missing cells by their patterns), are always rebuilt; a model
+    that needs less than the rows (moments) keeps those in any case.
     Raises UnsupportedError for a model whose E-step is not a sum over examples, ValueError for a block below 1 row or a
     budget below 1 byte.
     """
@@ -131,6 +132,9 @@ class Chunked(Wrapper):
             return False
         made = jax.eval_shape(self.model.prepare, data)
         if not isinstance(made, Prepared) or any(leaf.shape[:1] != (n,) for leaf in jax.tree.leaves(made)):
+            return False
+        # What is made of one row must be made the same way as what is made of all: not sorted by patterns of missing cells.
+        if jax.tree.structure(made) != jax.tree.structure(jax.eval_shape(self.model.prepare, shapes(data, 1))):
             return False
         if self.keep:
             return True
