@@ -45,8 +45,8 @@ class Chunked(Wrapper):
     memory of one lane: lanes that are stepped at once (starts, data sets, `jax.vmap`) multiply it.
     block_size: rows per block; None takes as many as fit into the memory, no more than a processor's cache holds, and a
     number that divides N where it can (a third faster).
-    keep: whether T(x) of all rows is kept between iterations or rebuilt block by block; None keeps it where it fits into half
-    of the memory and costs more to make than to read (not that of a diagonal Gaussian). Statistics that are no
+    keep: whether T(x) of all rows is kept between iterations or rebuilt block by block; None keeps it where it takes
+    half of the memory or less and costs more to make than to read (not that of a diagonal Gaussian). Statistics that are no
     `Prepared`, or that depend on which rows are together (missing cells by their patterns), are always rebuilt; a model
     that needs less than the rows (moments) keeps those in any case.
     Raises UnsupportedError for a model whose E-step is not a sum over examples, ValueError for a block below 1 row or a
