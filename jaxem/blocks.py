@@ -7,7 +7,9 @@ type, and keeps each block's temporaries in the cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -35,6 +37,31 @@ def sum_over_blocks(
     term: Callable[[Any, jax.Array | None], Any], data: Any, weights: jax.Array | None, block_size: int, dtype: Any
 ) -> Any:
     """Σ over blocks of ``term(block, block_weights)``, a pytree of sums over examples."""
+    parts = _parts.get()
+    if parts > 1 and num_examples(data) % parts == 0:
+        split = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), (data, weights))
+        sums = jax.vmap(lambda own: _sum_over_blocks(term, *own, block_size, dtype))(split)
+        return jax.tree.map(lambda a: jnp.sum(a, axis=0), sums)
+    return _sum_over_blocks(term, data, weights, block_size, dtype)
+
+
+_parts: contextvars.ContextVar[int] = contextvars.ContextVar("parts", default=1)
+
+
+@contextlib.contextmanager
+def in_parts(parts: int) -> Iterator[None]:
+    """While a program is traced: rows lie over so many devices, each of which sums its own blocks.
+
+    Left to itself, XLA would bring all rows together to go through them block by block.
+    """
+    token = _parts.set(parts)
+    try:
+        yield
+    finally:
+        _parts.reset(token)
+
+
+def _sum_over_blocks(term: Any, data: Any, weights: jax.Array | None, block_size: int, dtype: Any) -> Any:
     n = num_examples(data)
     size = min(block_size, n)
     if size == n:

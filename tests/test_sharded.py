@@ -95,6 +95,27 @@ def test_devices_send_each_other_statistics_and_nothing_else(float64, name):
         assert values <= size
 
 
+@pytest.mark.parametrize(
+    "model", [jaxem.WithPrior(jaxem.Mixture(jaxem.Poisson(), 2)), jaxem.FactorAnalysis(1)], ids=str
+)
+def test_no_device_ever_holds_all_rows(model):
+    """What comes before the loop: calibration, a prior's statistics and a start look at a sample, or add sums."""
+    mesh, n = jaxem.make_mesh(data=4), 2**18
+    x = jax.ShapeDtypeStruct(
+        (n, 3), np.float32, sharding=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    )
+
+    @jax.jit
+    def before(key, x):
+        own = jaxem.Sharded(model, mesh).calibrate(x)
+        return own, own.init(key, x)
+
+    text = before.lower(jax.random.key(0), x).compile().as_text()
+    for shapes, _, _ in _COLLECTIVE.findall(text):
+        for dims in re.findall(r"\w\[([\d,]*)\]", shapes):
+            assert math.prod(map(int, filter(None, dims.split(",")))) <= n // 4, shapes
+
+
 def test_what_a_fitted_model_is_asked(float64):
     model, x, _, _ = _case("mixture")
     params = jax.tree.map(lambda a: a[0], _fitted("mixture", False)[0].params)

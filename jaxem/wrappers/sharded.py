@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxem.blocks import in_parts
 from jaxem.mesh import check_mesh, pad_rows
 from jaxem.model import EStep, Model, UnsupportedError, num_examples, pytree, static, unsupported
 from jaxem.wrappers.base import Wrapper
@@ -74,7 +75,12 @@ class Sharded(Wrapper):
             raise UnsupportedError(f"the E-step of {type(self.model).__name__} is not a sum over examples: not Sharded")
 
     def calibrate(self, data, weights=None) -> Sharded:
-        return Sharded(self._everywhere(self.model.calibrate(data, weights)), self.mesh, self.axis)
+        with in_parts(self._parts):
+            return Sharded(self._everywhere(self.model.calibrate(data, weights)), self.mesh, self.axis)
+
+    def pseudo_statistics(self, data, weights=None) -> Any:
+        with in_parts(self._parts):
+            return self._everywhere(self.model.pseudo_statistics(data, weights))
 
     @property
     def sweepable(self) -> bool:  # type: ignore[override]
@@ -108,7 +114,8 @@ class Sharded(Wrapper):
         return self.model.num_observations(data.data if isinstance(data, Whole) else data, weights)
 
     def init(self, key, data, weights=None, strategy=None, used=None) -> Any:
-        return self._everywhere(self.model.init(key, data, weights, strategy, used))
+        with in_parts(self._parts):
+            return self._everywhere(self.model.init(key, data, weights, strategy, used))
 
     def e_step(self, params, data, weights=None) -> EStep:
         self.check_divisible(data)
