@@ -84,3 +84,11 @@ def _shape(variable: Any) -> tuple[int, ...]:
 
 def _bytes(variable: Any) -> int:
     return math.prod(_shape(variable)) * getattr(getattr(variable.aval, "dtype", None), "itemsize", 0)
+
+
+def free_bytes() -> int | None:
+    """Bytes that are free on the first device of this process; None where it does not say (a CPU)."""
+    stats = jax.local_devices()[0].memory_stats()
+    if not stats or "bytes_limit" not in stats:
+        return None
+    return stats["bytes_limit"] - stats.get("bytes_in_use", 0)

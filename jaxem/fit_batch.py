@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from jaxem import memory, validate
 from jaxem.algorithms.em import EM
 from jaxem.checkpoint import Checkpoint, fingerprint
+from jaxem.cost import nbytes
 from jaxem.doors import OnFailure, check_on_failure, control_of, count_of, starts_of, tally, work_on
 from jaxem.driver import finish_lanes, rankable, start_lanes
 from jaxem.host import Watch, drive
@@ -153,7 +154,7 @@ class _Batch:
     def largest_group(self) -> int:
         """As many data sets as fit into the memory that is free, as the compiler counts it."""
         free, size = memory.available(), self.sets
-        if free is None or memory.nbytes(self._shapes) * self.num_starts < memory.SMALL:
+        if free is None or nbytes(self._shapes) * self.num_starts < memory.SMALL:
             return size
 
         def need(size: int) -> int:

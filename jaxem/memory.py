@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import warnings
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 
 import jax
 
+from jaxem.cost import free_bytes, nbytes
 from jaxem.model import Model, UnsupportedError, num_examples
 from jaxem.result import ConvergenceWarning
 from jaxem.wrappers.chunked import Chunked
@@ -27,25 +27,19 @@ _POTENTIALS = 4
 
 def available() -> int | None:
     """Bytes that are free on the default device; None where nobody knows."""
-    device = jax.local_devices()[0]
-    stats = device.memory_stats() if hasattr(device, "memory_stats") else None
-    if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    free = free_bytes()
+    if free is not None:
+        return free
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):
         return None
 
 
-def nbytes(tree: Any) -> int:
-    """Bytes of all leaves."""
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
 def fitted_in(model: Model, data: Any, weights: Any, dtype: Any) -> Model:
     """The model; in `Chunked`, with a warning, where its statistics of all rows would not fit into the memory left."""
     free = available()
-    if free is None or isinstance(innermost_chunked(model), Chunked):
+    if free is None or innermost_chunked(model) is not None:
         return model
     rows = num_examples(data)
     if rows * max(1, model.num_components) * dtype.itemsize < SMALL // _POTENTIALS and nbytes(data) < SMALL:
@@ -78,7 +72,7 @@ def _gigabytes(count: float) -> str:
     return f"{count / 1e9:.3g} GB"
 
 
-def innermost_chunked(model: Model) -> Model | None:
+def innermost_chunked(model: Model) -> Chunked | None:
     """The `Chunked` among the wrappers of a model, or None."""
     while isinstance(model, Model):
         if isinstance(model, Chunked):
@@ -96,7 +90,7 @@ def in_blocks(model: Model, data: Any) -> Model | None:
             return Chunked(model)
         except (UnsupportedError, AttributeError):
             return None
-    size = chunked.rows_per_block(data)  # type: ignore[attr-defined]
+    size = chunked.rows_per_block(data)
     return None if size <= 1 else _with_block_size(model, size // 2)
 
 

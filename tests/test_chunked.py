@@ -57,7 +57,7 @@ class TestMemory:
         model, data, _ = problem("full")
         plenty = jaxem.Chunked(model).rows_per_block(data)
         assert isinstance(jax.eval_shape(jaxem.Chunked(model).prepare, data), Prepared)
-        monkeypatch.setattr(chunked, "_free_bytes", lambda: 4 * 10**5)
+        monkeypatch.setattr(chunked, "free_bytes", lambda: 4 * 10**5)
         assert jaxem.Chunked(model).rows_per_block(data) == jaxem.Chunked(model, memory=10**5).rows_per_block(data)
         assert jaxem.Chunked(model).rows_per_block(data) < plenty / 10
         assert not isinstance(jax.eval_shape(jaxem.Chunked(model).prepare, data), Prepared)

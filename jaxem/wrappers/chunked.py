@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxem.blocks import block_size_near, map_over_blocks, sum_over_blocks
-from jaxem.cost import nbytes, numbers_written, peak_bytes, shapes
+from jaxem.cost import free_bytes, nbytes, numbers_written, peak_bytes, shapes
 from jaxem.model import EStep, Model, Prepared, UnsupportedError, num_examples, pytree, static
 from jaxem.wrappers.base import Wrapper
 
@@ -148,7 +148,7 @@ class Chunked(Wrapper):
     def _budget(self) -> int:
         if self.memory is not None:
             return self.memory
-        free = _free_bytes()
+        free = free_bytes()
         return _UNKNOWN_MEMORY if free is None else free // _SHARE
 
     def _rows(self, f: Callable[..., Any], data: Any, params: Any = None, weights: Any = None) -> int:
@@ -177,11 +177,3 @@ def _e_step(model: Model, params: Any, block: Any, weights: Any) -> EStep:
 def _made(model: Model, params: Any, block: Any, weights: Any) -> Any:
     """T(x) of a block, unless it is made already."""
     return block if isinstance(block, Prepared) else model.prepare(block)
-
-
-def _free_bytes() -> int | None:
-    """Bytes that the default device reports as free, or None."""
-    stats = jax.local_devices()[0].memory_stats()
-    if not stats or "bytes_limit" not in stats:
-        return None
-    return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
