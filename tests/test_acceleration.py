@@ -177,15 +177,15 @@ def test_rows_with_saddles(name):
 
 @pytest.mark.parametrize("algorithm", ACCELERATED, ids=str)
 def test_a_saddle_is_left(algorithm):
-    """EM near a saddle takes ever longer steps away from it; to extrapolate them backwards would lead into it."""
+    """EM, which takes 819 steps, leaves a saddle ever faster; to extrapolate its steps backwards would lead into it."""
 
     def step(params, data):
         u, v = params["u"], params["v"]
-        return {"u": u + 0.02 * u * (1 - u**2), "v": 0.9 * v}
+        return {"u": u + 0.02 * u * (1 - u**2), "v": v + 0.1 * (1 - v)}
 
     def log_likelihood(params, data):
         u, v = params["u"], params["v"]
-        return u**2 / 2 - u**4 / 4 - v**2
+        return u**2 / 2 - u**4 / 4 - (v - 1) ** 2
 
     result = jaxem.fit(
         jaxem.FixedPoint(step, log_likelihood),
@@ -193,7 +193,7 @@ def test_a_saddle_is_left(algorithm):
         params={"u": np.array(1e-3), "v": np.array(0.3)},
         algorithm=algorithm,
         stopping=jaxem.ParameterChange(1e-10),
-        max_steps=200,
+        max_steps=400,
     )
     assert result.converged
     assert abs(result.params["u"]) == pytest.approx(1, abs=1e-6)
@@ -206,7 +206,7 @@ def test_an_em_that_ends_beside_the_maximum_ends(algorithm):
     result = jaxem.fit(
         model,
         np.zeros(3),
-        params={"t": np.array(0.0)},
+        params={"t": np.array(1 - 1e-6)},
         algorithm=algorithm,
         stopping=jaxem.ParameterChange(1e-10),
         max_steps=1500,

@@ -157,7 +157,7 @@ def _correction(residual: Array, steps: Float[Array, "M P"], changes: Float[Arra
 
 
 def _held(correction: Array, residual: Array, longest: Array) -> tuple[Array, Array]:
-    """What is taken from M(θ): along EM's step and at most ``longest`` times as long; and whether that is where it ended."""
+    """What is taken from M(θ): along EM's step, at most ``longest`` times as long; and whether it ended there."""
     correction = jnp.where(dot(residual - correction, residual) > 0, correction, -correction)
     size, most = jnp.sqrt(dot(correction, correction)), longest * jnp.sqrt(dot(residual, residual))
     at_most = size >= most
