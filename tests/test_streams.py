@@ -69,7 +69,7 @@ def assert_same(streamed, plain, tol=1e-9):
 
 
 def test_starts_share_the_passes_of_a_weighted_mixture(float64):
-    options = {"key": KEY, "num_starts": 4, "tol": 1e-9}
+    options = {"key": KEY, "num_starts": 2, "tol": 1e-9}
     plain = jaxem.fit(MODEL, X, weights=WEIGHTS, **options)
     streamed = jaxem.fit(MODEL, Stream(X, weights=WEIGHTS, block_size=SIZE), **options)
     assert_same(streamed, plain)
@@ -93,9 +93,11 @@ CASES = {
     "masked cells": (jaxem.Mixture(jaxem.Gaussian(), 2), masked_data(), SIZE),
     "padded sequences": (jaxem.HMM(jaxem.Gaussian(jaxem.Diagonal()), 2), hmm_data(), 5),
     "factors": (jaxem.FactorAnalysis(1), X @ _RNG.normal(size=(2, 4)) + 0.5 * _RNG.normal(size=(len(X), 4)), SIZE),
-    "a prior, in chunks": (jaxem.WithPrior(jaxem.Chunked(MODEL, 8), 2.0), X, SIZE),
-    "frozen": (jaxem.Frozen(MODEL, ["covariance"]), X, SIZE),
-    "whole numbers": (jaxem.Mixture(jaxem.Poisson(), 2), _RNG.poisson(3.0, (50, 2)), 16),
+    "wrapped, whole numbers": (
+        jaxem.WithPrior(jaxem.Chunked(jaxem.Frozen(jaxem.Mixture(jaxem.Poisson(), 2), ["weights"]), 8), 2.0),
+        _RNG.poisson(3.0, (50, 2)),
+        16,
+    ),
 }
 
 
@@ -123,8 +125,7 @@ def test_one_block_is_not_filled_up(float64):
     "algorithm",
     [
         jaxem.Squarem(),
-        pytest.param(jaxem.Anderson(), marks=pytest.mark.slow),
-        pytest.param(jaxem.GradientEM(optax.adam(0.1)), marks=pytest.mark.slow),
+        jaxem.GradientEM(optax.adam(0.1)),
         jaxem.MulticycleECM((("mean",), ("covariance",))),
         jaxem.Annealing(jaxem.Cooling(3.0, 4)),
     ],
@@ -370,7 +371,7 @@ def work_of(start, algorithm, stream=None, **options):
 
 
 @pytest.mark.parametrize("algorithm", [jaxem.EM(), StochasticEM(KEY, 7, Online())], ids=["EM", "online"])
-@pytest.mark.parametrize("pause", [8, 32])
+@pytest.mark.parametrize("pause", [8, 26])  # in the second of five passes, and in the last, whose objective is exact
 def test_a_pause_in_the_middle_of_a_pass_changes_no_bit(float64, start, algorithm, pause):
     whole = work_of(start, algorithm)
     while not whole.finished:
@@ -378,8 +379,6 @@ def test_a_pause_in_the_middle_of_a_pass_changes_no_bit(float64, start, algorith
     first = work_of(start, algorithm)
     first.forward(pause)
     first.close()
-    if first.finished:
-        pytest.skip("no pass so late")
     place, state = first.place, jax.tree.map(np.asarray, first.state)
     assert place["block"] == pause % 6
     second = work_of(start, algorithm)
