@@ -40,7 +40,7 @@ def sum_over_blocks(
     parts = _parts.get()
     if parts > 1 and num_examples(data) % parts == 0:
         split = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), (data, weights))
-        sums = jax.vmap(lambda own: _sum_over_blocks(term, *own, block_size, dtype))(split)
+        sums = jax.vmap(lambda own, w: _sum_over_blocks(term, own, w, block_size, dtype))(*split)
         return jax.tree.map(lambda a: jnp.sum(a, axis=0), sums)
     return _sum_over_blocks(term, data, weights, block_size, dtype)
 

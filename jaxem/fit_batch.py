@@ -169,17 +169,16 @@ class _Batch:
 
     def groups(self, size: int) -> Groups:
         size = -(-size // self.devices) * self.devices
-        problem: Problem | None = None
+        at_work: list[Problem] = []
 
         def begin(first: int) -> Work:
-            nonlocal problem
-            problem = None  # before the next one is made: there may be no room for two
+            at_work.clear()  # before the next one is made: there may be no room for two
             lanes, problem = _prepare_batch(*self._arguments(first, size), **self._options)
+            at_work.append(problem)
             return work_on(self.race, size, lanes, problem, self.algorithm, self.control, self.programs)
 
         def end(work: Work) -> Any:
-            assert problem is not None
-            ended = _finish_batch(work.lanes, problem, self.algorithm, num_starts=self.num_starts)
+            ended = _finish_batch(work.lanes, at_work[0], self.algorithm, num_starts=self.num_starts)
             return self.programs.everywhere(ended)
 
         return Groups([functools.partial(begin, first) for first in range(0, self.sets, size)], end)

@@ -47,7 +47,7 @@ def as_arrays(data: Any) -> Any:
     return jax.tree.map(_numbers, data)
 
 
-def observations(data: Any) -> jax.Array | None:
+def observations(data: Any) -> Any:
     """x, where the data are an array or a `Data`."""
     if isinstance(data, Data):
         return data.x
