@@ -11,7 +11,7 @@ from benchmarks.harness import Settings
 
 #: A suite is a module of this package with `DESCRIPTION` and `MEASURES` (name → function from Settings to rows), and, where
 #: it has a picture, `draw` (rows → what to say of it).
-SUITES = ("fa", "gmm", "hmm", "lca", "missing", "variants")
+SUITES = ("fa", "gmm", "gpu", "hmm", "lca", "missing", "scale", "stream", "variants")
 
 
 def list_suites() -> None:
