@@ -10,7 +10,7 @@ from benchmarks import report
 from benchmarks.harness import Settings
 
 #: A suite is a module of this package with `DESCRIPTION` and `MEASURES` (name → function from Settings to rows), and, where
-#: it has a picture, `draw` (rows → what to say of it).
+#: it has a picture, `draw` (rows → what to say of it); `unavailable` says why it cannot run here, if it cannot.
 SUITES = ("fa", "gmm", "gpu", "hmm", "lca", "missing", "scale", "stream", "variants")
 
 
@@ -46,10 +46,14 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"benchmarks: {wrong}", file=sys.stderr)
         return 2
 
+    settings = Settings(repeats=repeats, quick=options.quick)
+    if hasattr(suite, "unavailable") and (reason := suite.unavailable(settings)):
+        print(reason)
+        return 0
     rows = []
     for name in names:
         print(f"{options.suite}: {name} ...", file=sys.stderr, flush=True)
-        own = suite.MEASURES[name](Settings(repeats=repeats, quick=options.quick))
+        own = suite.MEASURES[name](settings)
         for row in own if options.quick else ():
             row.passed = None
         print("".join(f"  {report.line(row)}\n" for row in own), end="", file=sys.stderr, flush=True)

@@ -96,7 +96,7 @@ def in_blocks(model: Model, data: Any) -> Model | None:
 
 def _with_block_size(model: Any, size: int) -> Any:
     if isinstance(model, Chunked):
-        return dataclasses.replace(model, block_size=size)
+        return dataclasses.replace(model, block_size=size, keep=False)
     return dataclasses.replace(model, model=_with_block_size(model.model, size))
 
 

@@ -22,7 +22,7 @@ from jaxem.fit import fit
 from jaxem.host import Watch, drive
 from jaxem.inference import icl
 from jaxem.initialize import KMeansPlusPlus, Start
-from jaxem.model import Diagnosis, Model, pytree, static
+from jaxem.model import Data, Diagnosis, Model, pytree, static
 from jaxem.progress import Report
 from jaxem.result import Result, describe, size
 from jaxem.slots import Index
@@ -33,6 +33,12 @@ if TYPE_CHECKING:
     from jaxtyping import Array
 
 Criterion = Literal["bic", "aic", "icl"]
+
+# One program for K = 1 … 16 computes 1.9 times what sixteen would, and compiles in a seventh of their time (10 s against
+# 70 s); three programs, in which K is padded by 2.3 at most, compute 1.2 times as much and compile in a quarter. From so
+# many rows x starts x models on, computing counts.
+_PADDING = 2.3
+_MUCH = 2**20
 
 
 @pytree
@@ -82,7 +88,8 @@ def select(
     """Fit every model from ``num_starts`` starts and choose the one with the smallest criterion.
 
     Models that differ only in their number of components (``[Mixture(Gaussian(), k) for k in range(1, 10)]``) are lanes
-    of one program, in which the components beyond a lane's K have weight 0 and keep it. A degenerate fit, whose
+    of one program, in which the components beyond a lane's K have weight 0 and keep it: compiled once instead of for each
+    K. Where there is much to compute they are a few programs, in which K is padded less. A degenerate fit, whose
     likelihood is not real, is chosen only if all are so. Arguments as for `fit`; checkpoints are for models that are one
     program. Raises ValueError for an empty list.
     """
@@ -96,22 +103,48 @@ def select(
     check_on_failure(on_failure)
     common: dict[str, Any] = {"num_starts": num_starts, "weights": weights, "start": start, "trace_size": trace_size}
     common |= {"tol": tol, "max_steps": max_steps, "min_steps": min_steps, "stopping": stopping}
-    one_program = _one_program(models)
-    if not one_program and not (checkpoint is None and resume is None):
+    keeps = not (checkpoint is None and resume is None)
+    together = _one_program(models)
+    if keeps and not together:
         raise ValueError(
             "these models are fitted one by one, each by a program of its own: fit them with checkpoints each"
         )
-    if one_program:
-        watch = Watch(progress, checkpoint, resume)
-        results = _sweep(models, data, key=key, on_failure=on_failure, watch=watch, **common)
+    work = num_starts * len(models) * (_num_rows(data) if together else 0)
+    groups = _groups(models) if together and work >= _MUCH and not keeps else [list(range(len(models)))]
+    keys = jax.random.split(validate.check_key(key, "a random start"), len(models if not together else groups))
+    found: dict[int, Result] = {}
+    if together:
+        for own_key, group in zip(keys if len(groups) > 1 else [key], groups, strict=True):
+            watch = Watch(progress, checkpoint, resume)
+            own = [models[i] for i in group]
+            found |= zip(
+                group, _sweep(own, data, key=own_key, on_failure=on_failure, watch=watch, **common), strict=True
+            )
     else:
-        common["progress"] = progress
-        keys = jax.random.split(validate.check_key(key, "a random start"), len(models))
-        results = [fit(m, data, key=k, on_failure=on_failure, **common) for m, k in zip(models, keys, strict=True)]
+        for i, (own_key, model) in enumerate(zip(keys, models, strict=True)):
+            found[i] = fit(model, data, key=own_key, on_failure=on_failure, progress=progress, **common)
+    results = [found[i] for i in range(len(models))]
     values = [_criterion(result, criterion, data, weights) for result in results]
     order = [(not r.status.usable, bool(r.degenerate), v) for r, v in zip(results, values, strict=True)]
     chosen = min(range(len(results)), key=order.__getitem__)
     return Selection(tuple(results), tuple(values), criterion, chosen)
+
+
+def _num_rows(data: Any) -> int:
+    """Rows, of sequences their steps: what a sweep's cost grows with."""
+    x = data.x if isinstance(data, Data) else data
+    return math.prod(np.shape(x)[:-1])
+
+
+def _groups(models: list[Model]) -> list[list[int]]:
+    """Numbers of models that are one program each: none has more than so many times its own components."""
+    left = sorted(range(len(models)), key=lambda i: -models[i].num_components)
+    groups = []
+    while left:
+        most = models[left[0]].num_components
+        groups.append([i for i in left if models[i].num_components * _PADDING >= most])
+        left = left[len(groups[-1]) :]
+    return groups
 
 
 def _criterion(result: Result, criterion: str, data: Any, weights: Any) -> float:

@@ -19,8 +19,8 @@ def text_of(output):
     return json.dumps([output.get("text"), data, output.get("traceback"), output.get("metadata")], ensure_ascii=False)
 
 
-def test_there_are_four():
-    assert [path.name[0] for path in NOTEBOOKS] == ["1", "2", "3", "4"]
+def test_there_are_five():
+    assert [path.name[0] for path in NOTEBOOKS] == ["1", "2", "3", "4", "5"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
