@@ -33,11 +33,11 @@ from jaxem.model import Algorithm, Model, float_type
 from jaxem.progress import Report
 from jaxem.result import Result
 from jaxem.slots import Index
-from jaxem.spread import ROWS, MeshPrograms, check_axes
+from jaxem.spread import ROWS, check_axes, programs_of
 from jaxem.stopping import Stopping
 from jaxem.streaming import begin_stream, end_stream
 from jaxem.streams import Stream
-from jaxem.work import Problem, Programs, Race
+from jaxem.work import Problem, Race
 from jaxem.wrappers.sharded import Sharded
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def fit(
         lanes, problem = _prepare(
             start, algorithm, control, model, data, weights, key, given, num_starts=num_starts, trace_size=trace_size
         )
-        programs = Programs() if mesh is None else MeshPrograms(mesh)
+        programs = programs_of(mesh)
         work = work_on(race, 1, lanes, problem, algorithm, control, programs)
         drive(work, watch, asked)
         ended = programs.everywhere((*_finish(work.lanes, problem, algorithm), problem.model))

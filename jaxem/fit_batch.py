@@ -27,10 +27,10 @@ from jaxem.model import Algorithm, Model, float_type
 from jaxem.progress import Report
 from jaxem.result import BatchResult, ConvergenceWarning, FitError
 from jaxem.slots import Index
-from jaxem.spread import LANES, MeshPrograms, check_axes
+from jaxem.spread import LANES, check_axes, programs_of
 from jaxem.status import Status
 from jaxem.stopping import Stopping
-from jaxem.work import Groups, Problem, Programs, Race, Work
+from jaxem.work import Groups, Problem, Race, Work
 
 if TYPE_CHECKING:
     from jaxtyping import Array
@@ -114,7 +114,7 @@ class _Batch:
         if mesh is not None:
             check_axes(mesh, (LANES,))
         self.devices = 1 if mesh is None else mesh.shape[LANES]
-        self.programs = Programs() if mesh is None else MeshPrograms(mesh)
+        self.programs = programs_of(mesh)
         self.data = validate.as_arrays(data)
         self._shapes = jax.eval_shape(lambda d: validate.to_device(d, model.keeps_types), self.data)
         self.n = validate.check_data(model, self._shapes, batch=1)

@@ -61,11 +61,6 @@ class Watch:
         self._began = self._written = time.monotonic()
         self._written_ticks = 0
 
-    @property
-    def keeps(self) -> bool:
-        """Whether there is a file to write."""
-        return self._file is not None
-
     def begin(self, work: Work, asked: Callable[[], dict[str, str]]) -> None:
         """Go on from the checkpoint, where one is to be resumed and there."""
         self._began = self._written = time.monotonic()

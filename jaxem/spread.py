@@ -39,7 +39,18 @@ def check_axes(mesh: Mesh, axes: tuple[str, ...]) -> None:
 
 def replicated(tree: Any, mesh: Mesh) -> Any:
     """The same on every device, of every process."""
-    return jax.jit(lambda t: t, out_shardings=NamedSharding(mesh, _EVERYWHERE))(tree)
+    return _replicate(mesh)(tree)
+
+
+@functools.cache
+def _replicate(mesh: Mesh) -> Any:
+    return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, _EVERYWHERE))
+
+
+@functools.cache
+def programs_of(mesh: Mesh | None) -> Programs:
+    """The compiled pieces for a mesh, or for none: the same ones for every fit, so that nothing is compiled twice."""
+    return Programs() if mesh is None else MeshPrograms(mesh)
 
 
 def local_problem(problem: Problem) -> tuple[Problem, bool]:

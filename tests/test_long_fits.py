@@ -129,6 +129,17 @@ def test_no_number_depends_on_where_slices_end():
         assert equal(pieces, whole)
 
 
+def test_a_second_fit_over_a_mesh_compiles_nothing(caplog):
+    def compiled():
+        caplog.clear()
+        with jax.log_compiles(), caplog.at_level(logging.WARNING):
+            spread(trace_size=7)
+        return [record.getMessage() for record in caplog.records if "Compiling" in record.getMessage()]
+
+    assert compiled()
+    assert not compiled()
+
+
 # A process that begins fits as children of its own, so that jax is imported once: it is told of each on stdin.
 _NURSERY = """
 import os, pathlib, signal, sys, warnings
