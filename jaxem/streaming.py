@@ -323,7 +323,7 @@ def _by_chunks(model: Model, first: Cut) -> Model:
     if isinstance(model, Sharded):
         return dataclasses.replace(model, model=_by_chunks(model.model, first))
     compressed, _ = jax.eval_shape(model.compress, first.data, first.weights)
-    return Chunked(model) if num_examples(compressed) == num_examples(first.data) else model
+    return Chunked(model, keep=False) if num_examples(compressed) == num_examples(first.data) else model
 
 
 def check_finite(data: Any, rows: np.ndarray) -> None:
