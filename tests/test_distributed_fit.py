@@ -26,7 +26,16 @@ def _start(folder, name, checkpoint):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     return [
         subprocess.Popen(
-            [sys.executable, str(_WORKER), str(i), "2", str(port), str(checkpoint), str(folder / f"{name}{i}.npz"), "4"],
+            [
+                sys.executable,
+                str(_WORKER),
+                str(i),
+                "2",
+                str(port),
+                str(checkpoint),
+                str(folder / f"{name}{i}.npz"),
+                "4",
+            ],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
