@@ -69,7 +69,8 @@ def test_every_model_family_and_latent_of_jaxem_can_be_saved():
         return [c for sub in cls.__subclasses__() for c in [sub, *concrete(sub)] if dataclasses.is_dataclass(c)]
 
     own = [c for kind in (jaxem.Model, jaxem.Family, jaxem.Latent) for c in concrete(kind)]
-    own = [c for c in own if c.__module__.startswith("jaxem.") and c.__module__ != "jaxem.testing"]
+    never = ("jaxem.testing", "jaxem.passes")  # models for a moment, which no result holds
+    own = [c for c in own if c.__module__.startswith("jaxem.") and c.__module__ not in never]
     assert len(own) >= 6
     missing = [c for c in own if io._registry().get(io._class_name(c)) is not c]
     assert not missing
