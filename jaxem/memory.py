@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 
+from jaxem.blocks import LONG
 from jaxem.cost import free_bytes, nbytes
 from jaxem.model import Model, UnsupportedError, num_examples
 from jaxem.result import ConvergenceWarning
@@ -31,8 +32,10 @@ def available() -> int | None:
     if free is not None:
         return free
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
+        # What the system could give, files that it keeps in memory for speed included.
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
         return None
 
 
@@ -45,7 +48,9 @@ def fitted_in(model: Model, data: Any, weights: Any, dtype: Any) -> Model:
     if rows * max(1, model.num_components) * dtype.itemsize < SMALL // _POTENTIALS and nbytes(data) < SMALL:
         return model
     prepared, _ = jax.eval_shape(lambda d, w: model.calibrate(d, w).compress(d, w), data, weights)
-    need = nbytes(prepared) + _POTENTIALS * rows * max(1, model.num_components) * dtype.itemsize
+    # Of independent rows an E-step holds no more than a long block at a time.
+    at_once = rows if model.sequential else min(rows, LONG)
+    need = nbytes(prepared) + _POTENTIALS * at_once * max(1, model.num_components) * dtype.itemsize
     if need <= free * SHARE:
         return model
     smaller = in_blocks(model, data)
