@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from jaxem.model import Data, pytree
+from jaxem.model import Data, pytree, unsupported
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Data))
 
@@ -37,7 +37,7 @@ class Source:
 
     def pieces(self, begin: int, size: int) -> Iterator[Block]:
         """Pieces from row ``begin`` on, of about ``size`` rows where the source can choose."""
-        raise NotImplementedError
+        raise unsupported(self, "pieces", "a Stream")
 
     def take(self, rows: np.ndarray) -> Block | None:
         """These rows, in order, where the source can reach them one by one."""
@@ -215,7 +215,10 @@ def _shard(path: Path, columns: Sequence[str] | None, weights: str | None) -> So
 
 
 def _npy(path: Path) -> _Rows:
-    return _rows_of(np.load(path, mmap_mode="r", allow_pickle=False))
+    try:
+        return _rows_of(np.load(path, mmap_mode="r", allow_pickle=False))
+    except EOFError:
+        raise ValueError(f"{path} is empty: not a .npy file") from None
 
 
 class _Npz(Source):
