@@ -3,11 +3,23 @@
 
 import os
 
-# Before jax is imported anywhere: the number of devices is fixed when its backend starts.
-_DEVICES = "--xla_force_host_platform_device_count=4"
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}".strip()
+import compilation_cache
+
+# Before jax is imported anywhere: the number of devices is fixed when its backend starts. The programs of the tests are
+# small and run once: one thread, and no optimizations that take longer than they save (compiling costs about half).
+# JAXEM_TEST_COMPILER=default leaves the compiler as users have it.
+_FLAGS = {"xla_force_host_platform_device_count": "4"}
+if os.environ.get("JAXEM_TEST_COMPILER") != "default":
+    _FLAGS |= {
+        "xla_cpu_multi_thread_eigen": "false",
+        "xla_cpu_parallel_codegen_split_count": "1",
+        "xla_backend_optimization_level": "1",
+        "xla_cpu_use_fusion_emitters": "false",
+    }
+_GIVEN = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = " ".join([_GIVEN, *(f"--{k}={v}" for k, v in _FLAGS.items() if k not in _GIVEN)]).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+_CACHE = compilation_cache.switch_on()
 
 import contextlib
 import gc
@@ -17,6 +29,7 @@ import hypothesis
 import jax
 import jax.numpy as jnp
 import pytest
+from compile_report import Recorder, Summary
 
 hypothesis.settings.register_profile(
     "jaxem",
@@ -28,6 +41,26 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("jaxem")
+
+
+def pytest_addoption(parser):
+    dearest = 40 if os.environ.get("CI") else 0
+    parser.addoption(
+        "--compile-report",
+        type=int,
+        default=dearest,
+        metavar="N",
+        help="at the end name the N tests that cost the compiler most, and the cost of every file (in CI: 40)",
+    )
+
+
+def pytest_configure(config):
+    worker = hasattr(config, "workerinput")
+    config.pluginmanager.register(Recorder(), "compile-recorder")
+    if not worker:
+        if _CACHE is not None:
+            compilation_cache.prune(_CACHE)
+        config.pluginmanager.register(Summary(config.getoption("--compile-report")), "compile-summary")
 
 
 def x64(enabled: bool) -> contextlib.AbstractContextManager:
