@@ -32,8 +32,8 @@ class Cost:
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
     def __str__(self) -> str:
-        parts = (f"{self.wall:8.1f}", f"{self.cpu:8.1f}", f"{self.compiling:8.1f}", f"{self.lowering:8.1f}", f"{self.tracing:8.1f}")
-        return " ".join((*parts, f"{self.programs:6d}", f"{self.found:6d}"))
+        seconds = (self.wall, self.cpu, self.compiling, self.lowering, self.tracing)
+        return " ".join([*(f"{value:8.1f}" for value in seconds), f"{self.programs:6d}", f"{self.found:6d}"])
 
 
 HEADER = "    wall      cpu  compile lowering  tracing progs. cached"

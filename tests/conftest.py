@@ -29,6 +29,7 @@ import hypothesis
 import jax
 import jax.numpy as jnp
 import pytest
+import tiers
 from compile_report import Recorder, Summary
 
 hypothesis.settings.register_profile(
@@ -61,6 +62,11 @@ def pytest_configure(config):
         if _CACHE is not None:
             compilation_cache.prune(_CACHE)
         config.pluginmanager.register(Summary(config.getoption("--compile-report")), "compile-summary")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    tiers.assign(items)
 
 
 def x64(enabled: bool) -> contextlib.AbstractContextManager:
