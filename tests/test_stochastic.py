@@ -12,7 +12,7 @@ import jaxem
 from jaxem import Incremental, Online, StochasticEM, VarianceReduced
 from jaxem.status import Status
 from jaxem.stopping import Never, Plateau, Progress, RelativeGain, Settled
-from jaxem.testing import _Counter, _Traced
+from jaxem.testing.case import Counter, Traced
 
 _RNG = np.random.default_rng(0)
 COUNTS = np.concatenate([_RNG.poisson([1.0, 6.0], (60, 2)), _RNG.poisson([7.0, 2.0], (43, 2))]).astype(float)
@@ -137,8 +137,8 @@ def test_sequences(float64):
 
 def test_new_step_sizes_and_keys_do_not_trace_again(float64, problem):
     x, params, _ = problem
-    count = _Counter()
-    model = _Traced(MODEL, count)
+    count = Counter()
+    model = Traced(MODEL, count)
     fitted = jax.jit(lambda a, c: jaxem.run(model, params, x, algorithm=a, control=c))
     fitted(StochasticEM(KEY, 20, Online(0.6)), jaxem.Control(Plateau(1e-3), max_steps=3))
     once = len(count)
