@@ -337,8 +337,8 @@ LEFT_OUT = {
     "hidden Markov model of mixtures": _CHAIN,
 }
 
-# What follows from how a model is built, not from its formulas, is asked of two of each kind: that a lane is as a fit alone,
-# that new values do not trace again, that the compiled E-step is the eager one.
+# What follows from how a model is built, not from its formulas, is asked of two of each kind: that a lane is as a fit
+# alone, that new values do not trace again, that the compiled E-step is the eager one.
 _KIND = dict.fromkeys(("lanes", "retrace", "jit"), "asked of two rows of its kind")
 _OF_A_KIND = (
     "log joint, poissons",
