@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
@@ -14,11 +16,12 @@ from jaxem import layout, validate
 from jaxem.distributed import GlobalRows, global_rows
 from jaxem.lane import Control, Lane
 from jaxem.model import Algorithm, Data, Diagnosis, Model, UnsupportedError, as_data, float_type
+from jaxem.one_program import OneProgram, fits_one_program
 from jaxem.result import ConvergenceWarning, FitError, Result, Starts, labels
 from jaxem.spread import LANES, ROWS, check_axes, replicated
 from jaxem.status import Status
 from jaxem.stopping import RelativeGain, Stopping
-from jaxem.work import LanesWork, Problem, Race, RaceWork, Work
+from jaxem.work import LanesWork, Problem, Programs, Race, RaceWork, Work
 from jaxem.wrappers.sharded import Sharded
 
 if TYPE_CHECKING:
@@ -180,3 +183,21 @@ def work_on(race: Race | None, num_groups: int, lanes: Lane, problem: Problem, a
     if race is None or race.keep >= per_group:
         return LanesWork(lanes, problem, algorithm, control, programs)
     return RaceWork(race, num_groups, lanes, problem, algorithm, control, programs)
+
+
+def begin_work(
+    prepare: Any, finish: Any, arguments: tuple[Any, ...], options: dict[str, Any], algorithm, control, race, programs
+) -> tuple[Work, Callable[[], Any]]:
+    """Lanes of one data set ready to go, and a function that says how they have ended: one program where they are small.
+
+    prepare: jitted, from ``arguments`` and ``options`` to lanes and the problem. finish: jitted, from lanes, problem and
+    algorithm to what is kept of them.
+    """
+    if race is None and type(programs) is Programs:
+        shapes = jax.eval_shape(functools.partial(prepare, **options), *arguments)
+        if fits_one_program(shapes):
+            small = OneProgram(prepare, finish, arguments, options, algorithm, control, shapes)
+            return small, lambda: small.ended
+    lanes, problem = prepare(*arguments, **options)
+    work = work_on(race, 1, lanes, problem, algorithm, control, programs)
+    return work, lambda: programs.everywhere(finish(work.lanes, problem, algorithm))

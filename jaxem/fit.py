@@ -17,17 +17,17 @@ from jaxem.algorithms.em import EM
 from jaxem.checkpoint import Checkpoint, fingerprint
 from jaxem.doors import (
     OnFailure,
+    begin_work,
     check_on_failure,
     checked,
     control_of,
     given_starts,
     make_result,
     report,
-    work_on,
 )
 from jaxem.driver import finish_lanes, rankable, start_lanes
 from jaxem.host import Watch, drive
-from jaxem.initialize import KMeansPlusPlus, Start
+from jaxem.initialize import KMeansPlusPlus, Start, split_keys
 from jaxem.lane import Lane
 from jaxem.model import Algorithm, Model, float_type
 from jaxem.progress import Report
@@ -122,14 +122,11 @@ def fit(
         )
 
     def attempt(model: Model) -> Result:
-        lanes, problem = _prepare(
-            start, algorithm, control, model, data, weights, key, given, num_starts=num_starts, trace_size=trace_size
-        )
-        programs = programs_of(mesh)
-        work = work_on(race, 1, lanes, problem, algorithm, control, programs)
+        arguments = (start, algorithm, control, model, data, weights, key, given)
+        options = {"num_starts": num_starts, "trace_size": trace_size}
+        work, finish = begin_work(_prepare, _finish, arguments, options, algorithm, control, race, programs_of(mesh))
         drive(work, watch, asked)
-        ended = programs.everywhere((*_finish(work.lanes, problem, algorithm), problem.model))
-        run, diagnosis, best, weight, fitted = jax.device_get(ended)
+        run, diagnosis, best, weight, fitted = jax.device_get(finish())
         fitted = (fitted.model if isinstance(fitted, Sharded) and mesh is not None else fitted).specialize(None)
         return make_result(fitted, run, diagnosis, int(best), rows, float(weight))
 
@@ -176,7 +173,7 @@ def _prepare(start, algorithm, control, model, data, weights, key, given, *, num
     """Everything before the loop: lanes at their starts, and what they work on."""
     model = model.calibrate(data, weights)
     if given is None:
-        keys = jax.random.split(key, num_starts)
+        keys = split_keys(key, num_starts)
         given = jax.vmap(lambda k: model.init(k, data, weights, start))(keys)
     prepared, weights = model.compress(data, weights)
     lanes = start_lanes(model, given, prepared, weights, Index(), algorithm, control, trace_size)
@@ -190,4 +187,4 @@ def _finish(lanes: Lane, problem: Problem, algorithm):
     run = finish_lanes(lanes, model, data, weights, problem.index, algorithm)
     best = jnp.argmax(rankable(run.objective, run.status))
     weight = model.num_observations(data, weights)
-    return run, jax.vmap(lambda p: model.diagnose(p, weight))(run.params), best, weight
+    return run, jax.vmap(lambda p: model.diagnose(p, weight))(run.params), best, weight, model

@@ -68,7 +68,7 @@ def _step_slots(slots: Lane, problem: tuple[Any, Any, Any], axes, algorithm: Alg
 
 def drive(lanes: Lane, model, data, weights, index: Index, algorithm, control, slots: int | None) -> Lane:
     """Run every lane that is RUNNING until it has stopped."""
-    for stage in stages(lanes, model, data, index, slots):
+    for stage in stages(lanes.status.shape[0], model, data, index, slots):
         flight = fly(enter(lanes, stage), stage.target, None, model, data, weights, index, algorithm, control)
         lanes = leave(flight)
     return lanes
@@ -102,9 +102,9 @@ class Stage(NamedTuple):
     target: int
 
 
-def stages(lanes: Lane, model: Model, data: Any, index: Index, slots: int | None) -> list[Stage]:
+def stages(num_lanes: int, model: Model, data: Any, index: Index, slots: int | None) -> list[Stage]:
     """The stages that lanes pass through one after the other; shapes are all that is looked at."""
-    sizes = _slot_sizes(lanes.status.shape[0], _bytes_per_lane(model, data, index), slots)
+    sizes = _slot_sizes(num_lanes, _bytes_per_lane(model, data, index), slots)
     return [Stage(size, target) for size, target in zip(sizes, [*sizes[1:], 0], strict=True)]
 
 

@@ -31,6 +31,8 @@ class Work:
     unit: str = "step"
     #: Counted since the beginning.
     ticks: int
+    #: The budget of the first slice, whose pace is not known.
+    first_budget: int = 64
 
     @property
     def finished(self) -> bool:
@@ -94,7 +96,7 @@ class Programs:
         return shapes
 
     def stages(self, lanes: Lane, problem: Problem) -> list[Stage]:
-        return stages(lanes, problem.model, problem.data, problem.index, None)
+        return stages(lanes.status.shape[0], problem.model, problem.data, problem.index, None)
 
     def enter(self, lanes: Lane, stage: Stage) -> Flight:
         return _enter(lanes, stage)

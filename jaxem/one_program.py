@@ -1,0 +1,140 @@
+"""Small fits as one compiled program: starts, a bounded number of steps, and the diagnosis of what came out.
+
+What a small fit waits for is the compiler, and every program has a price of its own. The loop pauses and goes on in the
+same program: it gets the flight where it stopped, and throws away the starts that it makes once more.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxem.cost import nbytes
+from jaxem.lane import Control, Lane
+from jaxem.model import Algorithm
+from jaxem.slots import Flight, enter, fly, leave, stages
+from jaxem.work import Problem, Work
+
+if TYPE_CHECKING:
+    from jaxtyping import Array
+
+# Every slice makes the statistics of all rows and the starts once more, so they must cost little beside its steps.
+_SMALL_DATA = 2**24
+_FIRST_BUDGET = 256
+
+Prepare = Callable[..., tuple[Lane, Problem]]
+Finish = Callable[..., Any]
+
+
+@functools.partial(jax.jit, static_argnames=("prepare", "finish", "options"))
+def _slice(
+    flight: Flight,
+    begun: Array,
+    until: Array,
+    arguments: tuple[Any, ...],
+    algorithm: Algorithm,
+    control: Control,
+    *,
+    prepare: Prepare,
+    finish: Finish,
+    options: tuple[tuple[str, Any], ...],
+) -> tuple[Flight, Any, tuple[Array, Array]]:
+    """The flight after tick ``until``, what ``finish`` makes of it, and its numbers of unfinished lanes and ticks."""
+    lanes, problem = prepare(*arguments, **dict(options))
+    stage = stages(lanes.status.shape[0], problem.model, problem.data, problem.index, None)[0]
+    flight = jax.tree.map(lambda old, new: jnp.where(begun, old, new), flight, enter(lanes, stage))
+    parts = (problem.model, problem.data, problem.weights, problem.index)
+    flight = fly(flight, jnp.int32(stage.target), until, *parts, algorithm, control)
+    return flight, finish(leave(flight), problem, algorithm), (flight.unfinished, flight.ticks)
+
+
+_leave = jax.jit(leave)
+
+
+class OneProgram(Work):
+    """A fit of small data from its starts to its diagnosis (see `fits_one_program`).
+
+    prepare: jitted, from ``arguments`` and ``options`` to lanes and the problem. finish: from lanes, problem and
+    algorithm to `ended`. shapes: those of what ``prepare`` returns.
+    """
+
+    def __init__(
+        self,
+        prepare: Prepare,
+        finish: Finish,
+        arguments: tuple[Any, ...],
+        options: dict[str, Any],
+        algorithm: Algorithm,
+        control: Control,
+        shapes: tuple[Any, Any],
+    ):
+        self._step = functools.partial(_slice, prepare=prepare, finish=finish, options=tuple(sorted(options.items())))
+        self._given = (arguments, algorithm, control)
+        lanes, problem = shapes
+        stage = stages(lanes.status.shape[0], problem.model, problem.data, problem.index, None)[0]
+        self._shapes = jax.eval_shape(lambda lanes: enter(lanes, stage), lanes)
+        self._flight: Flight | None = None
+        self._ended: Any = None
+        self._unfinished = lanes.status.shape[0]
+        self.ticks = 0
+
+    first_budget = _FIRST_BUDGET
+
+    @property
+    def finished(self) -> bool:
+        return self._unfinished == 0
+
+    def forward(self, budget: int) -> None:
+        self._run(min(self.ticks + budget, np.iinfo(np.int32).max))
+
+    def _run(self, until: int) -> None:
+        begun = self._flight is not None
+        flight = self._flight if begun else jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), self._shapes)
+        self._flight, self._ended, counts = self._step(flight, np.bool_(begun), np.int32(until), *self._given)
+        self._unfinished, self.ticks = (int(count) for count in jax.device_get(counts))
+
+    def _begin(self) -> None:
+        if self._flight is None:
+            self._run(0)
+
+    @property
+    def ended(self) -> Any:
+        """What ``finish`` makes of the lanes as they are now."""
+        if self._ended is None:
+            self._run(self.ticks)
+        return self._ended
+
+    @property
+    def lanes(self) -> Lane:
+        self._begin()
+        return _leave(self._flight)
+
+    @property
+    def place(self) -> dict[str, Any]:
+        return {"stage": 0, "ticks": self.ticks}
+
+    @property
+    def state(self) -> Any:
+        self._begin()
+        return self._flight
+
+    def expect(self, place: dict[str, Any]) -> Any:
+        return self._shapes
+
+    def restore(self, place: dict[str, Any], state: Any) -> None:
+        self._flight, self._ended = state, None
+        # A flight counts its ticks itself; until it has been asked, some lane may still run.
+        self.ticks = int(state.ticks)
+
+
+def fits_one_program(shapes: tuple[Any, Any]) -> bool:
+    """Whether lanes on a problem of such shapes are little enough work to be one program."""
+    lanes, problem = shapes
+    if nbytes(problem.data) > _SMALL_DATA:
+        return False
+    return len(stages(lanes.status.shape[0], problem.model, problem.data, problem.index, None)) == 1
