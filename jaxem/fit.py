@@ -124,9 +124,9 @@ def fit(
     def attempt(model: Model) -> Result:
         arguments = (start, algorithm, control, model, data, weights, key, given)
         options = {"num_starts": num_starts, "trace_size": trace_size}
-        work, finish = begin_work(_prepare, _finish, arguments, options, algorithm, control, race, programs_of(mesh))
+        work, ending = begin_work(_prepare, _finish, arguments, options, algorithm, control, race, programs_of(mesh))
         drive(work, watch, asked)
-        run, diagnosis, best, weight, fitted = jax.device_get(finish())
+        run, diagnosis, best, weight, fitted = jax.device_get(ending.end())
         fitted = (fitted.model if isinstance(fitted, Sharded) and mesh is not None else fitted).specialize(None)
         return make_result(fitted, run, diagnosis, int(best), rows, float(weight))
 

@@ -110,6 +110,12 @@ class OneProgram(Work):
         return self._ended
 
     @property
+    def ended_like(self) -> Any:
+        """The shapes and types of `ended`."""
+        flag, number = jax.ShapeDtypeStruct((), bool), jax.ShapeDtypeStruct((), np.int32)
+        return jax.eval_shape(self._step, self._shapes, flag, number, *self._given)[1]
+
+    @property
     def lanes(self) -> Lane:
         self._begin()
         return _leave(self._flight)

@@ -16,7 +16,7 @@ import numpy as np
 from jaxem import validate
 from jaxem.algorithms.em import EM
 from jaxem.checkpoint import Checkpoint, fingerprint
-from jaxem.doors import check_on_failure, checked, control_of, make_result, report
+from jaxem.doors import begin_work, check_on_failure, checked, control_of, make_result, report
 from jaxem.driver import finish_lanes, rankable, start_lanes
 from jaxem.fit import fit
 from jaxem.host import Watch, drive
@@ -27,7 +27,7 @@ from jaxem.progress import Report
 from jaxem.result import Result, describe, size
 from jaxem.slots import Index
 from jaxem.stopping import Stopping
-from jaxem.work import LanesWork, Problem
+from jaxem.work import Problem
 
 if TYPE_CHECKING:
     from jaxtyping import Array
@@ -192,16 +192,16 @@ def _sweep(
     counts = jnp.array([model.num_components for model in models])
     key, start = validate.check_key(key, "a random start"), start or KMeansPlusPlus()
     options = {"num_starts": num_starts, "trace_size": trace_size}
-    lanes, problem = _prepare(start, control, largest, data, weights, key, counts, **options)
-    work = LanesWork(lanes, problem, EM(), control)
+    arguments = (start, control, largest, data, weights, key, counts)
+    work, ending = begin_work(_prepare, _finish(len(models)), arguments, options, EM(), control, num_groups=len(models))
 
     def asked() -> dict[str, str]:
         parts = {"models": largest, "components": counts, "data": data, "weights": weights}
         return fingerprint(starts=(key, start), rules=(control, num_starts, trace_size), **parts)
 
     drive(work, watch, asked)
-    run, diagnosis, best, weight = jax.device_get(_finish(work.lanes, problem, num_models=len(models)))
-    fitted = problem.model.specialize(None)
+    run, diagnosis, best, weight, fitted = jax.device_get(ending.end())
+    fitted = fitted.specialize(None)
     results = []
     for i, model in enumerate(models):
         k = model.num_components
@@ -239,13 +239,19 @@ def _prepare(start, control, model, data, weights, key, counts, *, num_starts, t
     return lanes, Problem(model, prepared, weights)
 
 
-@functools.partial(jax.jit, static_argnames=("num_models",))
-def _finish(lanes, problem: Problem, *, num_models):
-    model, data, weights = problem.model, problem.data, problem.weights
-    run = finish_lanes(lanes, model, data, weights, problem.index, EM())
-    weight = model.num_observations(data, weights)
-    diagnosis = jax.vmap(lambda p: model.diagnose(p, weight))(run.params)
-    axes = (num_models, lanes.status.shape[0] // num_models)
-    run, diagnosis = jax.tree.map(lambda a: a.reshape(*axes, *a.shape[1:]), (run, diagnosis))
-    best = jnp.argmax(rankable(run.objective, run.status), axis=1)
-    return run, diagnosis, best, weight
+@functools.cache
+def _finish(num_models: int) -> Any:
+    """What is kept of the lanes of so many models, jitted: the same function for the same number."""
+
+    @jax.jit
+    def finish(lanes, problem: Problem, algorithm):
+        model, data, weights = problem.model, problem.data, problem.weights
+        run = finish_lanes(lanes, model, data, weights, problem.index, algorithm)
+        weight = model.num_observations(data, weights)
+        diagnosis = jax.vmap(lambda p: model.diagnose(p, weight))(run.params)
+        axes = (num_models, lanes.status.shape[0] // num_models)
+        run, diagnosis = jax.tree.map(lambda a: a.reshape(*axes, *a.shape[1:]), (run, diagnosis))
+        best = jnp.argmax(rankable(run.objective, run.status), axis=1)
+        return run, diagnosis, best, weight, model
+
+    return finish

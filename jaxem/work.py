@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +68,13 @@ class Work:
     def restore(self, place: dict[str, Any], state: Any) -> None:
         """Go to that place."""
         raise unsupported(self, "restore", "going on from a checkpoint")
+
+
+class Ending(NamedTuple):
+    """What is kept of a work that has ended, a pytree of arrays, and its shapes and types before it has."""
+
+    end: Callable[[], Any]
+    like: Callable[[], Any]
 
 
 @pytree
@@ -305,29 +312,36 @@ _put = jax.jit(put)
 class Groups(Work):
     """Works one after the other, each begun when the one before has ended: of many data sets, as many as fit in memory.
 
-    begin: for each of them a function that makes the work. end: what is kept of one that has ended, a pytree of arrays,
-    of the same shapes for all; traceable.
+    begin: for each of them a function that makes the work, and says what is kept of it: the same shapes for all.
     """
 
-    def __init__(self, begin: Sequence[Callable[[], Work]], end: Callable[[Work], Any]):
-        self._begin, self._end = begin, end
+    def __init__(self, begin: Sequence[Callable[[], tuple[Work, Ending]]]):
+        self._begin = begin
         self.kept: list[Any] = []
         self._before = 0
-        self._current: Work = begin[0]()
+        self._current, self._ending = begin[0]()
         self._settle()
+
+    @property
+    def first_budget(self) -> int:  # type: ignore[override]
+        return self._current.first_budget
+
+    def _begin_next(self) -> None:
+        del self._current, self._ending  # before the next one is made: there may be no room for two
+        self._current, self._ending = self._begin[len(self.kept)]()
 
     def _settle(self) -> None:
         while self._current.finished and not self.finished:
-            self.kept.append(jax.device_get(self._end(self._current)))
+            self.kept.append(jax.device_get(self._ending.end()))
             if not self.finished:
                 self._before += self._current.ticks
-                self._current = self._begin[len(self.kept)]()
+                self._begin_next()
 
     def close(self, never: Callable[[Any], Any]) -> list[Any]:
         """What is kept of every group: of the one at work as it is, of those that were never begun what ``never`` says."""
         kept = list(self.kept)
         if not self.finished:
-            kept.append(jax.device_get(self._end(self._current)))
+            kept.append(jax.device_get(self._ending.end()))
         return kept + [never(kept[-1])] * (len(self._begin) - len(kept))
 
     @property
@@ -358,13 +372,13 @@ class Groups(Work):
         return state[0], self._current.gathered(state[1])
 
     def expect(self, place: dict[str, Any]) -> Any:
-        kept = jax.eval_shape(lambda: self._end(self._current))
+        kept = self._ending.like()
         return (kept,) * int(place["done"]), self._current.expect(place["current"])
 
     def restore(self, place: dict[str, Any], state: Any) -> None:
         kept, current = state
         self.kept, self._before = [jax.tree.map(np.asarray, k) for k in kept], int(place["before"])
         if not self.finished:
-            self._current = self._begin[len(self.kept)]()
+            self._begin_next()
         self._current.restore(place["current"], current)
         self._settle()

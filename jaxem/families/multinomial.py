@@ -71,7 +71,7 @@ class Multinomial(ExponentialFamily):
 
     def validate(self, data: Data) -> None:
         x = np.asarray(observations(data))
-        bad = np.argwhere(~np.asarray(is_count(jnp.asarray(x))))
+        bad = np.argwhere(~is_count(x))
         if len(bad):
             row, column = bad[0]
             raise ValueError(f"multinomial counts are 0, 1, 2, …; got {x[row, column]} in row {row}, column {column}")

@@ -138,8 +138,8 @@ class LinearGaussian(Model):
 
     # The data's road: raw → calibrate → prepare (rows) or compress (moments) → e_step.
 
-    def _read(self, data: Any) -> Data:
-        data = jax.tree.map(jnp.asarray, as_data(data))
+    def _read(self, data: Any, on_host: bool = False) -> Data:
+        data = as_data(data) if on_host else jax.tree.map(jnp.asarray, as_data(data))
         ignored = data.given() - {"x", "mask"}
         if ignored:
             raise ValueError(f"{', '.join(sorted(ignored))} given, but {type(self).__name__} does not read it")
@@ -149,7 +149,9 @@ class LinearGaussian(Model):
             raise ValueError(f"num_factors must be below the number of features, {d}; got {self.num_factors}")
         if data.mask is None or data.mask.ndim == data.x.ndim:
             return data
-        return dataclasses.replace(data, mask=jnp.broadcast_to(data.mask[:, None], data.x.shape))
+        return dataclasses.replace(
+            data, mask=layout.namespace(data.mask).broadcast_to(data.mask[:, None], data.x.shape)
+        )
 
     def calibrate(self, data: Any, weights: Array | None = None) -> LinearGaussian:
         if self.center is not None or isinstance(data, Prepared):
@@ -195,7 +197,7 @@ class LinearGaussian(Model):
         return jnp.asarray(n, float_type(data)) if weights is None else jnp.sum(weights)
 
     def validate(self, data: Any) -> None:
-        mask = self._read(data).mask
+        mask = self._read(layout.on_host(data), on_host=True).mask
         if mask is not None:
             never = np.flatnonzero(~np.any(np.asarray(mask), axis=0))
             if len(never):
