@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxem.algorithms.em import EM
 from jaxem.algorithms.mini_batches import check_batch_size, check_divisible, deal, mini_batch
+from jaxem.ascent import check_optimizer
 from jaxem.blocks import long_sum
 from jaxem.free import held_leaves, keep_leaves
 from jaxem.model import Algorithm, Info, Model, UnsupportedError, leaf_name, num_examples, pytree, static
@@ -51,8 +51,7 @@ class GradientEM(Algorithm):
     monotone = False
 
     def __post_init__(self):
-        if not isinstance(self.optimizer, optax.GradientTransformation):
-            raise ValueError(f"expected an optax optimizer, such as optax.adam(0.05); got {self.optimizer!r}")
+        check_optimizer(self.optimizer, "optax.adam(0.05)")
         check_batch_size(self.batch_size)
         if self.batch_size is not None:
             check_key(self.key, "GradientEM with a batch_size")
@@ -121,6 +120,8 @@ class GradientEM(Algorithm):
 
     def _update(self, model: Model, params: Any, optimizer: Any, loss: Any) -> tuple[Any, Any]:
         """One update of the parameters, and of the optimizer's state."""
+        import optax
+
         held = held_leaves(model, params)
         free = model.to_free(params)
         value, slope = jax.value_and_grad(loss)(free)
