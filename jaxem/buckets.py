@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -19,6 +18,7 @@ from jaxem.families.product import Product
 from jaxem.initialize import KMeansPlusPlus, RandomPoints, RandomResponsibilities
 from jaxem.model import Data, Model, float_type
 from jaxem.models.latent_model import START_ROWS
+from jaxem.programs import parts
 from jaxem.wrappers.sharded import Sharded, Summed
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def in_buckets(model: Model, data: Any, start: Any = None, algorithm: Any = None
     x = data.x if isinstance(data, Data) else data
     if not isinstance(x, jax.Array) or not x.ndim or not x.shape[0]:
         return False
-    if not isinstance(start, _STARTS) or any(getattr(p, "batch_size", None) is not None for p in _parts(algorithm)):
+    if not isinstance(start, _STARTS) or any(getattr(p, "batch_size", None) is not None for p in parts(algorithm)):
         return False
     if model.sequential and x.ndim not in (2, 3):
         return False
@@ -101,22 +101,8 @@ def in_buckets(model: Model, data: Any, start: Any = None, algorithm: Any = None
         return False  # a start would look at some sequences, as many as a number of steps says
     if not model.additive or not model.monotone:
         return False
-    own = all(type(part).__module__.startswith("jaxem.") for part in _parts((model, algorithm)))
-    return own and not any(isinstance(part, _NOT_PADDED) for part in _parts(model))
-
-
-def _parts(value: Any) -> Iterator[Any]:
-    """A model or an algorithm and everything that it is made of."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        yield value
-        for field in dataclasses.fields(value):
-            yield from _parts(getattr(value, field.name))
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from _parts(part)
-    elif isinstance(value, (tuple, list)):
-        for part in value:
-            yield from _parts(part)
+    own = all(type(part).__module__.startswith("jaxem.") for part in parts((model, algorithm)))
+    return own and not any(isinstance(part, _NOT_PADDED) for part in parts(model))
 
 
 def _sizes(model: Model, x: Any) -> list[int]:

@@ -64,6 +64,11 @@ class SameFunction:
         self._hash = hash(self._key) if self._key is not None else id(function)
         self._traced = False
 
+    @property
+    def lone(self) -> bool:
+        """True where it is equal to itself alone."""
+        return self._key is None
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self._traced:
             self._traced = True
@@ -238,7 +243,7 @@ def _reads(code: types.CodeType) -> tuple[tuple[str, ...] | None, tuple[str, ...
         writes = step.opname in ("STORE_GLOBAL", "DELETE_GLOBAL", "STORE_NAME")
         writes |= step.opname in ("STORE_DEREF", "DELETE_DEREF") and step.argval in code.co_freevars
         imports = step.opname == "IMPORT_NAME" and step.argval.partition(".")[0] not in _LIBRARIES
-        if writes or imports or step.argval in ("globals", "eval", "exec") and step.opname == "LOAD_GLOBAL":
+        if writes or imports or (step.argval in ("globals", "eval", "exec") and step.opname == "LOAD_GLOBAL"):
             return None, tuple(names)
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):

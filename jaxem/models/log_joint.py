@@ -16,6 +16,7 @@ from jaxem.ascent import Ascent, as_ascent, default_ascent
 from jaxem.blocks import long_sum
 from jaxem.free import EveryName, moving
 from jaxem.model import EStep, Model, UnsupportedError, float_type, leaf_name, pytree, unsupported
+from jaxem.programs import jit
 from jaxem.spaces.base import LatentSpace, as_function, like, rows_of
 from jaxem.spaces.chain import ChainLogJoint
 
@@ -257,16 +258,16 @@ class LogJointModel(Model):
 # by one.
 
 
-@jax.jit
+@jit
 def _evidence(model: LogJointModel, params: Any, data: Any) -> Array:
     return model.latent.infer(model.log_joint, *model._on_device(params, data), None)[1]
 
 
-@jax.jit
+@jit
 def _posterior(model: LogJointModel, params: Any, data: Any) -> Any:
     return model.latent.posterior(model.log_joint, *model._on_device(params, data))
 
 
-@jax.jit
+@jit
 def _predict(model: LogJointModel, params: Any, data: Any) -> Any:
     return model.latent.predict(model.log_joint, *model._on_device(params, data))
