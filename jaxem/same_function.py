@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 # What lies in these packages does not change while a program runs.
@@ -59,7 +60,8 @@ class SameFunction:
     """
 
     def __init__(self, function: Callable[..., Any]):
-        functools.update_wrapper(self, function, updated=())  # `inspect.signature` looks at __wrapped__
+        self.function = function
+        functools.update_wrapper(self, function, updated=())  # with __wrapped__, where `inspect.signature` looks
         self._reason, self._key = _identity(function)
         self._hash = hash(self._key) if self._key is not None else id(function)
         self._traced = False
@@ -72,32 +74,32 @@ class SameFunction:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self._traced:
             self._traced = True
-            _count(self.__wrapped__, self._hash, self._reason)
-        if self._key is not None and _identity(self.__wrapped__)[1] != self._key:
+            _count(self.function, self._hash, self._reason)
+        if self._key is not None and _identity(self.function)[1] != self._key:
             raise ValueError(
-                f"what {_name(self.__wrapped__)} refers to has changed since the model was made with it: make the model "
+                f"what {_name(self.function)} refers to has changed since the model was made with it: make the model "
                 "anew, or make what changes an argument (jax.tree_util.Partial)"
             )
-        return self.__wrapped__(*args, **kwargs)
+        return self.function(*args, **kwargs)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, SameFunction):
             return NotImplemented
         if self._key is None or other._key is None:
-            return self.__wrapped__ is other.__wrapped__
+            return self.function is other.function
         return self._hash == other._hash and self._key == other._key
 
     def __hash__(self) -> int:
         return self._hash
 
     def __repr__(self) -> str:
-        return _name(self.__wrapped__)
+        return _name(self.function)
 
     def __deepcopy__(self, memo: Any) -> SameFunction:
         return self
 
     def __reduce__(self) -> Any:
-        return SameFunction, (self.__wrapped__,)
+        return SameFunction, (self.function,)
 
 
 def same(function: Any) -> Any:
@@ -183,13 +185,13 @@ def _key(value: Any, names: tuple[str, ...], within: dict[int, int]) -> Any:
 
 
 def _array(value: Any) -> Any:
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, jax.core.Tracer):  # type: ignore[attr-defined]
         raise _Unknown("a value that is being traced")
     if value.size * value.dtype.itemsize > _LARGEST:
         if isinstance(value, jax.Array):
             return _Is(value)
         raise _Unknown(f"a large numpy array, {value.dtype} {value.shape}")
-    if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         return _Is(value)
     host = np.asarray(value)
     if host.dtype.hasobject:

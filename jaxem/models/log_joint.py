@@ -57,6 +57,12 @@ def LogJoint(
     over examples, which chunks and online EM need. optimizer, steps: how the M-step climbs without one: `Newton` (the
     default up to 100 free coordinates), or an optax optimizer. sample: ``sample(key, params) -> (x, z)``, one example.
 
+    A model made anew, in a loop say, runs the program that is there if its functions have the same code and refer to the
+    same values: numbers, strings, tuples, small arrays, modules, functions of the same kind. A list, a dict or an object
+    of a class of your own can change unseen: with these, or with other values each time, every model is compiled by
+    itself, which takes seconds; make it once, before the loop, or pass what differs by `jax.tree_util.Partial`. What a
+    function refers to may not change between the making of the model and its use: ValueError.
+
     data: an array or any pytree with examples as the leading axis; x is one row of it (`Data` with x alone counts as x).
     Raises ValueError for what cannot be called, and, at trace time, where a shape is wrong.
     """
