@@ -102,7 +102,9 @@ def in_buckets(model: Model, data: Any, start: Any = None, algorithm: Any = None
     if not model.additive or not model.monotone:
         return False
     own = all(type(part).__module__.startswith("jaxem.") for part in parts((model, algorithm)))
-    return own and not any(isinstance(part, _NOT_PADDED) for part in parts(model))
+    # An init of the user's that takes the data takes all rows, whatever their weight.
+    whole = any(isinstance(part, _NOT_PADDED) or getattr(part, "starts_from_data", False) for part in parts(model))
+    return own and not whole
 
 
 def _sizes(model: Model, x: Any) -> list[int]:

@@ -41,7 +41,7 @@ class Jitted:
     def __init__(self, function: Callable[..., Any], options: dict[str, Any]):
         functools.update_wrapper(self, function)
         self._function, self._options = function, options
-        self._shared = jax.jit(function, **options)
+        self._shared: Any = jax.jit(function, **options)
         self._own: OrderedDict[tuple[SameFunction, ...], Any] = OrderedDict()
         self._lock = threading.Lock()
 

@@ -138,6 +138,14 @@ class TestNotPadded:
             POINTS,
         )
 
+    def test_a_start_by_the_user(self):
+        def model(init):
+            closed = {"statistics": lambda x, z: x, "m_step": lambda params, stats: params}
+            return jaxem.LogJoint(lambda params, x, z: jnp.sum(params["a"] * x), jaxem.Discrete(2), init, **closed)
+
+        self.off(model(lambda key, data: {"a": jnp.mean(data)}), POINTS)
+        assert buckets.in_buckets(model(lambda key: {"a": jnp.ones(())}), jnp.asarray(POINTS))
+
     def test_data(self):
         self.off(MIXTURE, {"x": POINTS})
         self.off(MIXTURE, np.ones((2**19, 3), np.float32))

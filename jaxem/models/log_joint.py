@@ -148,6 +148,13 @@ class LogJointModel(Model):
     def sequential(self) -> bool:  # type: ignore[override]
         return self.latent.sequential
 
+    @property
+    def starts_from_data(self) -> bool:
+        """Whether init takes the data beside the key."""
+        if self.starter is None:
+            return False
+        return len(inspect.signature(self.starter.func).parameters) - len(self.starter.args) > 1
+
     def redraw(self, key: Array) -> Model:
         return dataclasses.replace(self, latent=self.latent.redraw(key))
 
@@ -162,8 +169,7 @@ class LogJointModel(Model):
             raise unsupported(self, "init", "a fit without given starting parameters")
         if strategy is not None and type(strategy).__name__ != "KMeansPlusPlus":
             raise ValueError(f"a LogJoint starts from its own init; it cannot use {type(strategy).__name__}")
-        takes_data = len(inspect.signature(self.starter.func).parameters) - len(self.starter.args) > 1
-        given = self.starter(key, rows_of(data)) if takes_data else self.starter(key)
+        given = self.starter(key, rows_of(data)) if self.starts_from_data else self.starter(key)
         params = jax.tree.map(jnp.asarray, given, is_leaf=lambda part: isinstance(part, list))
         return self._as_float(params, data)
 
