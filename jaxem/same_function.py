@@ -140,13 +140,15 @@ def _identity(function: Any) -> tuple[str, Any]:
     try:
         key = _key(function, (), {})
         hash(key)
-    except (_Unknown, TypeError) as unknown:
+    except (_Unknown, TypeError, RuntimeError) as unknown:  # not hashable; an array that was deleted
         return str(unknown), None
     return "", key
 
 
 def _library(value: Any) -> bool:
     module = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
+    if isinstance(value, types.FunctionType):  # what jax.vmap returns says that it comes from where its argument does
+        module = value.__globals__.get("__name__")
     return isinstance(module, str) and module.partition(".")[0] in _LIBRARIES
 
 
@@ -180,19 +182,20 @@ def _key(value: Any, names: tuple[str, ...], within: dict[int, int]) -> Any:
         value.__self__, (types.ModuleType, type(None))
     )
     if _library(type(value)) and callable(value) and not bound:
-        return _Is(value)  # a builtin, a ufunc, a compiled function: nothing that changes
+        # A builtin, a ufunc, a compiled function: nothing that changes, but what it was made of may.
+        return _Is(value), None if _library(value) else _key(getattr(value, "__wrapped__", None), names, within)
     raise _Unknown(f"{type(value).__name__} {value!r:.60}")
 
 
 def _array(value: Any) -> Any:
     if isinstance(value, jax.core.Tracer):  # type: ignore[attr-defined]
         raise _Unknown("a value that is being traced")
-    if value.size * value.dtype.itemsize > _LARGEST:
-        if isinstance(value, jax.Array):
+    large = value.size * value.dtype.itemsize > _LARGEST
+    if isinstance(value, jax.Array):
+        if large or jnp.issubdtype(value.dtype, jax.dtypes.prng_key) or not value.is_fully_addressable:
             return _Is(value)
+    elif large:
         raise _Unknown(f"a large numpy array, {value.dtype} {value.shape}")
-    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-        return _Is(value)
     host = np.asarray(value)
     if host.dtype.hasobject:
         raise _Unknown("a numpy array of objects")

@@ -74,6 +74,11 @@ class TestTheSame:
         assert _is_same(recursive, 1, 1)
         assert not _is_same(recursive, 1, 2)
 
+    def test_transformed_functions(self):
+        assert _is_same(lambda scale: jax.grad(_closing(scale)), 2.0, 2.0)
+        assert not _is_same(lambda scale: jax.grad(_closing(scale)), 2.0, 3.0)
+        assert not _is_same(lambda scale: jax.jit(_closing(scale)), 2.0, 2.0)  # as JAX compares them
+
     def test_jaxem_values(self):
         assert _is_same(_closing, jaxem.Discrete(2), jaxem.Discrete(2))
         assert not _is_same(_closing, jaxem.Discrete(2), jaxem.Discrete(3))
