@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxem.linalg import dot
 from jaxem.model import pytree, static, unsupported
+from jaxem.same_function import same
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
@@ -132,6 +133,7 @@ class Optax(Ascent):
         check_optimizer(self.optimizer, "optax.adam(0.1)")
         if not isinstance(self.steps, int) or self.steps < 1:
             raise ValueError(f"steps must be a whole number, at least 1; got {self.steps!r}")
+        object.__setattr__(self, "optimizer", same(self.optimizer))
 
     def climb(self, objective, start, moves=None, curvature=None, size=1.0):
         def loss(v: Array) -> Array:

@@ -13,6 +13,7 @@ from jaxem.ascent import check_optimizer
 from jaxem.blocks import long_sum
 from jaxem.free import held_leaves, keep_leaves
 from jaxem.model import Algorithm, Info, Model, UnsupportedError, leaf_name, num_examples, pytree, static
+from jaxem.same_function import same
 from jaxem.stopping import Plateau, Settled, Stopping
 from jaxem.validate import check_key
 
@@ -57,6 +58,7 @@ class GradientEM(Algorithm):
             check_key(self.key, "GradientEM with a batch_size")
         elif self.key is not None:
             raise ValueError("key is for mini-batches: give a batch_size too, or no key")
+        object.__setattr__(self, "optimizer", same(self.optimizer))
 
     @property
     def estimates(self) -> bool:  # type: ignore[override]

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
 
 # Starts look at no more rows than this, drawn at random for each start: centres do not get better by looking at all.
-_START_ROWS = 2**14
+START_ROWS = 2**14
 
 
 @pytree
@@ -288,10 +288,12 @@ class LatentModel(Model):
         """
         data = self._read(data)
         n = num_examples(data)
-        most = max(1, _START_ROWS // math.prod(data.x.shape[1:-1]))
+        most = max(1, START_ROWS // math.prod(data.x.shape[1:-1]))
         if n > most and not (self.latent.sequential and data.starts is not None):
             key, rows_key = jax.random.split(key)
-            rows = jax.random.randint(rows_key, (most,), 0, n)
+            # Not from rows that only fill the data up to the size of a program: the draw is that without them.
+            end = n if weights is None else n - jnp.argmax(weights[::-1] > 0)
+            rows = jax.random.randint(rows_key, (most,), 0, end)
             data = jax.tree.map(lambda a: a[rows], data)
             weights = None if weights is None else weights[rows]
         features = self.likelihood.features(self._rows(data))
