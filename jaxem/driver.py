@@ -78,7 +78,6 @@ def _run(trace_size: int, problem: Any, params: Any, algorithm: Algorithm, contr
     return _run_primal(jnp.full(trace_size, jnp.nan, dtype), problem, params, algorithm, control)
 
 
-@_run_primal.defjvp
 def _run_jvp(primals, tangents):
     _, problem, _, algorithm, _ = primals
     algorithm = algorithm.limit()
@@ -96,6 +95,10 @@ def _run_jvp(primals, tangents):
     )
     zero = jax.tree.map(_zero_tangent, (result.steps, result.status, result.trace))
     return result, Run(params_dot, objective_dot, log_likelihood_dot, *zero)
+
+
+# What has no tangent is said so: its derivatives are not compiled.
+_run_primal.defjvp(_run_jvp, symbolic_zeros=True)
 
 
 def _zero_tangent(leaf: Array) -> Any:
