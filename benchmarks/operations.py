@@ -150,11 +150,13 @@ def versions() -> dict[str, str]:
     return {"jaxem": jaxem.__version__, "jax": jax.__version__}
 
 
-def count_case(arrays, options):
-    """For `benchmarks.worker`: the counts of the models named in ``options``, all of them by default."""
-    chosen = options.get("names") or list(cases())
+def count_all(arrays, options):
+    """For `benchmarks.worker`: the counts of all models, with those of gradients or without."""
 
     def run():
-        return {name: count_parts(case) for name, case in cases().items() if name in chosen}
+        chosen = {
+            name: case._replace(gradient=case.gradient and options["gradients"]) for name, case in cases().items()
+        }
+        return {"counts": {name: count_parts(case) for name, case in chosen.items()}}
 
     return {}, run
