@@ -96,7 +96,7 @@ def _call(name: str) -> Callable[[Settings], list[Row]]:
         if bad := _problem(cold):
             return [skipped(call.words, "", f"jaxem {bad.problem}", error=not bad.missing)]
         row = Row(call.words, ours=_first(cold), opponent="before", theirs=call.first)
-        row.our_log_likelihood, row.runs = cold[0].answers[0]["log_likelihood"], str(len(cold))
+        row.runs = str(len(cold))
         row.details = {"again": _again(cold), "programs": cold[0].answers[0]["programs"], "before_again": call.again}
         row.details["runs"] = [outcome.details() for outcome in cold]
         if call.against is not None:

@@ -92,7 +92,8 @@ def _through_a_fit(transform):
         jaxem.GaussianParams(x[rng.choice(len(x), 2, replace=False)], np.stack([np.cov(x.T)] * 2).astype(np.float32)),
     )
     forward = _forward(jaxem.Mixture(_FULL, 2), start, x, jaxem.Control(jaxem.ParameterChange(1e-5)))
-    return lambda: jax.jit(transform(forward))(1.0)
+    program = jax.jit(transform(forward))
+    return lambda: program(1.0)
 
 
 def _wide(covariance, d):

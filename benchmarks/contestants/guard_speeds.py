@@ -37,6 +37,13 @@ def _given(arrays, diagonal=False):
     )
 
 
+def _check_steps(steps, wanted):
+    """A lane that ended early has not done the work that is timed."""
+    made = np.unique(np.asarray(steps))
+    if made.tolist() != [wanted]:
+        raise RuntimeError(f"made {made.tolist()} steps, wanted {wanted} of every lane")
+
+
 @jax.jit
 def _two_products(statistics, natural, responsibilities):
     """Log-densities from statistics, and sums of statistics by responsibilities."""
@@ -141,6 +148,7 @@ def _chain(count, length, d, k, spread, steps=5):
     data = jax.block_until_ready(jax.jit(lambda m, a: m.prepare(a))(model, x))
     control = jaxem.Control(jaxem.Never(), max_steps=steps - 1)  # the last evaluation is an E-step too
     program = jax.jit(lambda params, data: jaxem.run(model, params, data, control=control))
+    _check_steps(program(params, data).steps, steps - 1)
     shape = (length, k) if count == 1 else (length, count, k)
     potentials = jnp.asarray(np.random.default_rng(0).uniform(0.1, 1, shape).astype(np.float32))
     transition = jnp.asarray(arrays["transition"])
@@ -170,6 +178,7 @@ def _factors(n, d, size, steps=50):
     data = jax.block_until_ready(jax.jit(lambda m, a: m.compress(a)[0])(model, x))
     params = jax.jit(lambda m, k, a: m.init(k, a))(model, jax.random.key(0), x)
     program = jax.jit(lambda p, a: jaxem.run(model, p, a, control=jaxem.Control(jaxem.Never(), max_steps=steps)))
+    _check_steps(program(params, data).steps, steps)
     rng = np.random.default_rng(0)
     second = jnp.asarray(np.cov(np.asarray(x), rowvar=False).astype(np.float32))
     loadings, noise = jnp.asarray(rng.normal(size=(d, size)).astype(np.float32)), jnp.ones(d)
@@ -213,10 +222,11 @@ def _batch(sets, n, d, k, steps=20):
     rule = {"stopping": jaxem.Never(), "max_steps": steps, "on_failure": "ignore"}
 
     def ours():
-        return jaxem.fit_batch(model, rows, starts=params, **rule).params
+        return jaxem.fit_batch(model, rows, starts=params, **rule)
 
-    # A tolerance below zero is never met.
-    return ours, lambda: _climb_sets(plain, rows, -1e9, steps)
+    _check_steps(ours().starts.steps, steps)
+    # A tolerance far below zero is never met.
+    return lambda: ours().params, lambda: _climb_sets(plain, rows, -1e9, steps)
 
 
 def _gradient(n, d, k, steps=40):
