@@ -34,8 +34,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["guard"]:
-        return guard.main(arguments[1:])
+    if "guard" in arguments:
+        return guard.main([word for word in arguments if word != "guard"])
     options = parse(arguments)
     if options.suite is None:
         list_suites()
