@@ -7,125 +7,23 @@ is given, it is a function around the original.
 
 from __future__ import annotations
 
-import __future__
-import contextlib
 import dataclasses
 import functools
 import importlib
 import inspect
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
-import test_laws
+from default_tier import Case, FamilyLaw, Law, case
 
 import jaxem
 from jaxem.model import EStep, pytree, static
 from jaxem.stopping import Stopping
 from jaxem.testing import LAWS
-
-# A test with one of these marks is not in the default tier, and so proves nothing about it.
-NOT_BY_DEFAULT = {"slow", "full", "skip", "skipif", "xfail"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Law:
-    """A row of the table of models, as test_laws.py checks it, but for one law only."""
-
-    law: str
-    row: str
-
-    def __call__(self) -> None:
-        in_default_tier(test_laws.test_model, {"name": self.row})
-        with pytest.MonkeyPatch.context() as patch:
-            for other in set(LAWS) - {self.law}:
-                patch.setitem(LAWS, other, lambda case: None)
-            assert self.law not in test_laws.LEFT_OUT.get(self.row, {}), f"{self.row} leaves law {self.law} out"
-            test_laws.test_model(self.row)
-
-    @property
-    def says(self) -> str:
-        return f"law {self.law}"
-
-
-@dataclasses.dataclass(frozen=True)
-class FamilyLaw:
-    """A row of the table of families, as test_laws.py checks it. says: how the error begins."""
-
-    says: str
-    row: str
-
-    def __call__(self) -> None:
-        in_default_tier(test_laws.test_family, {"name": self.row})
-        test_laws.test_family(self.row)
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """A test function by its name, ``"test_driver:TestRank.test_x"``, with the arguments of one of its cases."""
-
-    name: str
-    arguments: tuple[tuple[str, Any], ...] = ()
-    says: str = ""
-
-    def __call__(self) -> None:
-        module, _, path = self.name.partition(":")
-        *owner, name = path.split(".")
-        home = importlib.import_module(module)
-        function = getattr(getattr(home, owner[0])() if owner else home, name)
-        arguments = dict(self.arguments)
-        in_default_tier(function, arguments)
-        with contextlib.ExitStack() as stack:
-            for fixture in set(inspect.signature(function).parameters) - set(arguments):
-                arguments[fixture] = stack.enter_context(_FIXTURES[fixture]())
-            if "dtype" in arguments:
-                stack.enter_context(jax.enable_x64(arguments["dtype"] == "float64"))
-                arguments["dtype"] = jnp.dtype(arguments["dtype"])
-            function(**arguments)
-
-
-def case(test: str, /, **arguments: Any) -> Case:
-    return Case(test, tuple(arguments.items()))
-
-
-@contextlib.contextmanager
-def _type(dtype: str) -> Iterator[Any]:
-    with jax.enable_x64(dtype == "float64"):
-        yield jnp.dtype(dtype)
-
-
-_FIXTURES = {
-    "float32": lambda: _type("float32"),
-    "float64": lambda: _type("float64"),
-    "monkeypatch": pytest.MonkeyPatch.context,
-}
-
-
-def in_default_tier(function: Any, arguments: dict[str, Any]) -> None:
-    """Fail unless the default tier runs a test with these arguments: they are one of its cases, and none has a mark."""
-    owner = getattr(function, "__self__", None)
-    home = inspect.getmodule(function)
-    marks = [*function.pytestmark] if hasattr(function, "pytestmark") else []
-    for place in (type(owner), home):
-        own = getattr(place, "pytestmark", [])
-        marks += own if isinstance(own, list) else [own]
-    assert not NOT_BY_DEFAULT & {mark.name for mark in marks}, f"{function.__name__} is not in the default tier"
-    for mark in marks:
-        if mark.name != "parametrize":
-            continue
-        names = [n.strip() for n in mark.args[0].split(",")] if isinstance(mark.args[0], str) else list(mark.args[0])
-        given = [arguments[name] for name in names]
-        assert any(_is_case(given, one, len(names)) for one in mark.args[1]), f"{given} is no case of {function}"
-
-
-def _is_case(given: list[Any], one: Any, count: int) -> bool:
-    left_out = {mark.name for mark in getattr(one, "marks", ())} & NOT_BY_DEFAULT
-    values = one.values if hasattr(one, "marks") else (one if count > 1 else [one])
-    return not left_out and list(values) == given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +54,7 @@ def edit(old: str, new: str) -> Callable[[Any], Any]:
         assert found == 1, f"{function.__qualname__} has {found} times {old!r}: this fault needs another place"
         # Lines keep their numbers, so that errors show where they are raised.
         padded = "\n" * (function.__code__.co_firstlineno - 1) + source.replace(old, new)
-        code = compile(padded, inspect.getsourcefile(function), "exec", __future__.annotations.compiler_flag, True)
+        code = compile(padded, inspect.getsourcefile(function), "exec", annotations.compiler_flag, True)
         names: dict[str, Any] = {}
         exec(code, function.__globals__, names)
         return names[function.__name__]
@@ -221,6 +119,7 @@ SLOTS = case("test_driver:TestLanes.test_any_number_of_slots", slots=3)
 RANK = case("test_driver:TestRank.test_nan_failed_and_degenerate_lanes")
 SHARDED = case("test_sharded:test_gradients_are_those_of_the_model")
 
+# fmt: off
 FAULTS = [
     Fault("E-step", "the mixing weights are left out", f"{CATEGORICAL}:Categorical.infer",
           edit("log_or_infinity(params.weights)[None]", "jnp.zeros((1, self.num_components))"), Law("fisher", MIXTURE)),
@@ -325,8 +224,8 @@ FAULTS = [
     Fault("stopping rule", "one step more than min_steps", f"{LANE}:judge",
           edit("lane.step >= control.min_steps", "lane.step > control.min_steps"),
           case(f"{ROW}12FlatStart.test_a_minimum_of_steps_is_made")),
-    Fault("stopping rule", "a new tol is a new program", "jaxem.testing:RelativeGain", lambda original: StaticGain,
-          Law("retrace", MIXTURE)),
+    Fault("stopping rule", "a new tol is a new program", f"{LAWS['retrace'].__module__}:RelativeGain",
+          lambda original: StaticGain, Law("retrace", MIXTURE)),
     Fault("status", "a fall is not seen", f"{LANE}:judge", edit("fell = monotone &", "fell = False &"), BEST_SO_FAR),
     Fault("status", "rounding is called a fall", f"{LANE}:judge", edit("eps**_FALL_DIGITS", "eps"),
           case(f"{ROW}10TheObjectiveFalls.test_rounding_is_not_a_fall")),
@@ -363,3 +262,4 @@ FAULTS = [
     Fault("shards", "rows that fill up count", "jaxem.mesh:pad_rows",
           edit("jnp.zeros(extra, dtype)", "jnp.ones(extra, dtype)"), SHARDED),
 ]
+# fmt: on

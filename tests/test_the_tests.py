@@ -6,10 +6,12 @@ Should somebody thin out the tests, this fails.
 import functools
 import inspect
 import os
+import sys
 
 import jax
 import pytest
-from faults import FAULTS, Fault, Law
+from default_tier import Law
+from faults import FAULTS, Fault
 
 from jaxem.testing import LAWS
 
@@ -39,29 +41,41 @@ def _passes(check):
     check()
 
 
-def _caches():
-    """What the modules of tests remember between tests."""
-    import sys
+def _remembered():
+    """Jitted functions, and functions with a cache, of the library and of the tests."""
+    for module, named in list(sys.modules.items()):
+        if module.split(".")[0] == "jaxem" or module.startswith("test_"):
+            yield from (value for value in list(vars(named).values()) if callable(value))
 
-    found = {}
-    for name, module in list(sys.modules.items()):
-        if name.startswith("test_"):
-            for value in vars(module).values():
-                if hasattr(value, "cache_info") and hasattr(value, "cache_clear"):
-                    found[value] = value.cache_info().currsize
-    return found
+
+def _forget_programs():
+    """Programs hold the code that they were made from. (All of JAX's would be to compile every small one again.)"""
+    for function in _remembered():
+        if hasattr(function, "clear_cache"):
+            function.clear_cache()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_is_left():
+    """Nor does anything that was traced with a fault outlive this file."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture
 def forgetful():
-    """Compiled programs hold the code that they were made from: none goes into or comes out of a test with a fault."""
-    before = _caches()
-    jax.clear_caches()
+    """No compiled program, and no number, goes into or comes out of a test with a fault."""
+    before = {function: function.cache_info().currsize for function in _remembered() if _is_cache(function)}
+    _forget_programs()
     yield
-    jax.clear_caches()
-    for cached, size in _caches().items():
-        if size != before.get(cached, 0):
-            cached.cache_clear()
+    _forget_programs()
+    for function in _remembered():
+        if _is_cache(function) and function.cache_info().currsize != before.get(function, 0):
+            function.cache_clear()
+
+
+def _is_cache(function):
+    return hasattr(function, "cache_info") and hasattr(function, "cache_clear")
 
 
 def _named(fault):
@@ -83,7 +97,7 @@ class TestEveryFault:
 
         monkeypatch.setattr(owner, name, watched)
         # AssertionError, or what pytest.raises and pytest.warns raise: a crash proves nothing.
-        with pytest.raises((AssertionError, pytest.fail.Exception), match=fault.check.says) as caught:
+        with pytest.raises((AssertionError, pytest.fail.Exception), match=fault.check.says or None) as caught:
             fault.check()
         assert calls, "the function that has the fault was never called"
         assert not str(caught.traceback[-1].path).startswith(_JAX), "JAX failed, not the check"
