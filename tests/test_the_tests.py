@@ -41,11 +41,17 @@ def _passes(check):
     check()
 
 
+def _modules():
+    """The library's and the tests' that are loaded."""
+    return [
+        module for name, module in list(sys.modules.items()) if name.split(".")[0] == "jaxem" or name[:5] == "test_"
+    ]
+
+
 def _remembered():
     """Jitted functions, and functions with a cache, of the library and of the tests."""
-    for module, named in list(sys.modules.items()):
-        if module.split(".")[0] == "jaxem" or module.startswith("test_"):
-            yield from (value for value in list(vars(named).values()) if callable(value))
+    for module in _modules():
+        yield from (value for value in list(vars(module).values()) if callable(value))
 
 
 def _forget_programs():
@@ -95,7 +101,8 @@ class TestEveryFault:
             calls.append(None)
             return changed(*args, **options)
 
-        monkeypatch.setattr(owner, name, watched)
+        for home, as_name in _everywhere(owner, name):
+            monkeypatch.setattr(home, as_name, watched)
         # AssertionError, or what pytest.raises and pytest.warns raise: a crash proves nothing.
         with pytest.raises((AssertionError, pytest.fail.Exception), match=fault.check.says or None) as caught:
             fault.check()
@@ -111,6 +118,15 @@ class TestEveryFault:
         if inspect.isfunction(original) and changed.__name__ == original.__name__:
             assert inspect.signature(changed) == inspect.signature(original)
             assert _code(changed) != _code(original)
+
+
+def _everywhere(owner, name):
+    """The place of a function, and every module of the library and of the tests that has imported it."""
+    original = vars(owner)[name]
+    yield owner, name
+    for module in _modules():
+        if module is not owner:
+            yield from ((module, as_name) for as_name, value in list(vars(module).items()) if value is original)
 
 
 def _code(function):
