@@ -15,6 +15,7 @@ import jax
 if TYPE_CHECKING:
     from jax.extend.core import Jaxpr
 
+
 def nbytes(tree: Any) -> int:
     """Bytes of all leaves, arrays or shapes."""
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from jaxem import memory, validate
 from jaxem.algorithms.em import EM
+from jaxem.buckets import pad
 from jaxem.checkpoint import Checkpoint, fingerprint
 from jaxem.doors import (
     OnFailure,
@@ -30,6 +31,7 @@ from jaxem.host import Watch, drive
 from jaxem.initialize import KMeansPlusPlus, Start, split_keys
 from jaxem.lane import Lane
 from jaxem.model import Algorithm, Model, float_type
+from jaxem.programs import jit
 from jaxem.progress import Report
 from jaxem.result import Result
 from jaxem.slots import Index
@@ -60,6 +62,7 @@ def fit(
     stopping: Stopping | None = None,
     algorithm: Algorithm = EM(),
     race: Race | None = None,
+    bucket: bool = True,
     trace_size: int = 256,
     on_failure: OnFailure = None,
     mesh: Mesh | None = None,
@@ -78,7 +81,9 @@ def fit(
     several, with a leading axis. tol: the least gain per example worth another step (shorthand for
     ``stopping=RelativeGain(tol)``, 1e-6 by default; an algorithm with noisy objectives has a rule of its own).
     max_steps, min_steps: bounds on the parameter updates.
-    race: drop starts that are behind after a short run. trace_size: how many objectives to keep of every start.
+    race: drop starts that are behind after a short run. bucket: False fits the data in their own size; by default small
+    data are padded, with rows of weight 0, to one of a few sizes, so that data sets of many lengths share a program.
+    trace_size: how many objectives to keep of every start.
     on_failure: "raise" unless the best start converged; "warn" or "ignore" whatever happens; by default raise when no
     start is usable, warn when the best one did not converge.
     mesh: devices (`jaxem.make_mesh`): rows are shared out over its axis "data", starts over its axis "lanes". Of several
@@ -109,13 +114,18 @@ def fit(
         key = validate.check_key(key, "a random start")
     key = None if given is not None else key
     start = start or KMeansPlusPlus()
+    given_data, given_weights = data, weights
+    if bucket and mesh is None:
+        model, data, weights = pad(
+            model, data, weights, start=None if given is not None else start, algorithm=algorithm
+        )
 
     def asked() -> dict[str, str]:
         rules = (control, race, trace_size)
         return fingerprint(
             model=model,
-            data=data,
-            weights=weights,
+            data=given_data,
+            weights=given_weights,
             starts=(given, key, num_starts, start),
             algorithm=algorithm,
             rules=rules,
@@ -137,7 +147,7 @@ def fit(
         lambda m: memory.in_blocks(m, data),
         lambda m: "the E-step in smaller blocks (jaxem.Chunked)",
     )
-    report(result, data, on_failure)
+    report(result, given_data, on_failure)
     return result
 
 
@@ -168,7 +178,7 @@ def _fit_stream(model, stream: Stream, mesh, watch: Watch, on_failure, given: di
     return dataclasses.replace(result, model=own)
 
 
-@functools.partial(jax.jit, static_argnames=("num_starts", "trace_size"))
+@functools.partial(jit, static_argnames=("num_starts", "trace_size"))
 def _prepare(start, algorithm, control, model, data, weights, key, given, *, num_starts, trace_size):
     """Everything before the loop: lanes at their starts, and what they work on."""
     model = model.calibrate(data, weights)
@@ -180,7 +190,7 @@ def _prepare(start, algorithm, control, model, data, weights, key, given, *, num
     return lanes, Problem(model, prepared, weights)
 
 
-@jax.jit
+@jit
 def _finish(lanes: Lane, problem: Problem, algorithm):
     """Everything after the loop: how each lane ended, and which is the best."""
     model, data, weights = problem.model, problem.data, problem.weights

@@ -24,6 +24,7 @@ from jaxem.host import Watch, drive
 from jaxem.initialize import KMeansPlusPlus, Start
 from jaxem.lane import Lane
 from jaxem.model import Algorithm, Model, float_type
+from jaxem.programs import jit
 from jaxem.progress import Report
 from jaxem.result import BatchResult, ConvergenceWarning, FitError
 from jaxem.slots import Index
@@ -205,7 +206,7 @@ def _never(kept: Any) -> Any:
     return unknown(fitted), run, unknown(diagnosis), unknown(best), unknown(weight)
 
 
-@functools.partial(jax.jit, static_argnames=("num_starts", "trace_size"))
+@functools.partial(jit, static_argnames=("num_starts", "trace_size"))
 def _prepare_batch(start, algorithm, control, model, data, weights, keys, given, *, num_starts, trace_size):
     sets = jax.tree.leaves(data)[0].shape[0]
 
@@ -233,7 +234,7 @@ def _prepare_batch(start, algorithm, control, model, data, weights, keys, given,
     return lanes, Problem(models, prepared, weights, index)
 
 
-@jax.jit
+@jit
 def _finish_batch(lanes: Lane, problem: Problem, algorithm):
     models, prepared, weights = problem.model, problem.data, problem.weights
     run = finish_lanes(lanes, models, prepared, weights, problem.index, algorithm)

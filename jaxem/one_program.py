@@ -17,6 +17,7 @@ import numpy as np
 from jaxem.cost import nbytes
 from jaxem.lane import Control, Lane
 from jaxem.model import Algorithm
+from jaxem.programs import jit
 from jaxem.slots import Flight, enter, fly, leave, stages
 from jaxem.work import Problem, Work
 
@@ -31,7 +32,7 @@ Prepare = Callable[..., tuple[Lane, Problem]]
 Finish = Callable[..., Any]
 
 
-@functools.partial(jax.jit, static_argnames=("prepare", "finish", "options"))
+@functools.partial(jit, static_argnames=("prepare", "finish", "options"))
 def _slice(
     flight: Flight,
     begun: Array,

@@ -23,6 +23,7 @@ from jaxem.host import Watch, drive
 from jaxem.inference import icl
 from jaxem.initialize import KMeansPlusPlus, Start
 from jaxem.model import Data, Diagnosis, Model, pytree, static
+from jaxem.programs import jit
 from jaxem.progress import Report
 from jaxem.result import Result, describe, size
 from jaxem.slots import Index
@@ -224,7 +225,7 @@ def _trim(model: Model, params: Any, k: int) -> Any:
     return jax.tree.map(lambda *a: np.stack(a), *trimmed)
 
 
-@functools.partial(jax.jit, static_argnames=("num_starts", "trace_size"))
+@functools.partial(jit, static_argnames=("num_starts", "trace_size"))
 def _prepare(start, control, model, data, weights, key, counts, *, num_starts, trace_size):
     model = model.calibrate(data, weights)
     keys = jax.random.split(key, (counts.shape[0], num_starts))
@@ -243,7 +244,7 @@ def _prepare(start, control, model, data, weights, key, counts, *, num_starts, t
 def _finish(num_models: int) -> Any:
     """What is kept of the lanes of so many models, jitted: the same function for the same number."""
 
-    @jax.jit
+    @jit
     def finish(lanes, problem: Problem, algorithm):
         model, data, weights = problem.model, problem.data, problem.weights
         run = finish_lanes(lanes, model, data, weights, problem.index, algorithm)

@@ -18,6 +18,7 @@ from jaxem import validate
 from jaxem.driver import race, short_run
 from jaxem.lane import Control, Lane
 from jaxem.model import Algorithm, pytree, static, unsupported
+from jaxem.programs import jit
 from jaxem.slots import Flight, Index, Stage, enter, fly, leave, put, stages, take
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ _leave = jax.jit(leave)
 _counts = jax.jit(lambda flight: (flight.unfinished, flight.ticks))
 
 
-@jax.jit
+@jit
 def _fly(flight: Flight, target: Array, until: Array, problem: Problem, algorithm: Algorithm, control: Control):
     return fly(flight, target, until, problem.model, problem.data, problem.weights, problem.index, algorithm, control)
 
