@@ -26,7 +26,7 @@ from jaxem.doors import (
     make_result,
     report,
 )
-from jaxem.driver import finish_lanes, rankable, start_lanes
+from jaxem.driver import finish_and_diagnose, rankable, start_lanes
 from jaxem.host import Watch, drive
 from jaxem.initialize import KMeansPlusPlus, Start, split_keys
 from jaxem.lane import Lane
@@ -194,7 +194,7 @@ def _prepare(start, algorithm, control, model, data, weights, key, given, *, num
 def _finish(lanes: Lane, problem: Problem, algorithm):
     """Everything after the loop: how each lane ended, and which is the best."""
     model, data, weights = problem.model, problem.data, problem.weights
-    run = finish_lanes(lanes, model, data, weights, problem.index, algorithm)
+    run, diagnosis = finish_and_diagnose(lanes, model, data, weights, problem.index, algorithm)
     best = jnp.argmax(rankable(run.objective, run.status))
     weight = model.num_observations(data, weights)
-    return run, jax.vmap(lambda p: model.diagnose(p, weight))(run.params), best, weight, model
+    return run, diagnosis, best, weight, model

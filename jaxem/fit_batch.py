@@ -19,7 +19,7 @@ from jaxem.algorithms.em import EM
 from jaxem.checkpoint import Checkpoint, fingerprint
 from jaxem.cost import nbytes
 from jaxem.doors import OnFailure, begin_work, check_on_failure, control_of, count_of, starts_of, tally
-from jaxem.driver import finish_lanes, rankable, start_lanes
+from jaxem.driver import finish_and_diagnose, rankable, start_lanes
 from jaxem.host import Watch, drive
 from jaxem.initialize import KMeansPlusPlus, Start
 from jaxem.lane import Lane
@@ -237,13 +237,12 @@ def _prepare_batch(start, algorithm, control, model, data, weights, keys, given,
 @jit
 def _finish_batch(lanes: Lane, problem: Problem, algorithm):
     models, prepared, weights = problem.model, problem.data, problem.weights
-    run = finish_lanes(lanes, models, prepared, weights, problem.index, algorithm)
+    run, diagnosis = finish_and_diagnose(lanes, models, prepared, weights, problem.index, algorithm)
     sets = jax.tree.leaves(prepared)[0].shape[0]
     axes = (sets, lanes.status.shape[0] // sets)
-    run = jax.tree.map(lambda a: a.reshape(*axes, *a.shape[1:]), run)
+    run, diagnosis = jax.tree.map(lambda a: a.reshape(*axes, *a.shape[1:]), (run, diagnosis))
     best = jnp.argmax(rankable(run.objective, run.status), axis=1)
     weight = jax.vmap(lambda m, d, w: m.num_observations(d, w))(models, prepared, weights)
-    diagnosis = jax.vmap(lambda m, p, w: jax.vmap(lambda q: m.diagnose(q, w))(p))(models, run.params, weight)
     return models, run, diagnosis, best, weight
 
 

@@ -17,7 +17,7 @@ from jaxem import validate
 from jaxem.algorithms.em import EM
 from jaxem.checkpoint import Checkpoint, fingerprint
 from jaxem.doors import begin_work, check_on_failure, checked, control_of, make_result, report
-from jaxem.driver import finish_lanes, rankable, start_lanes
+from jaxem.driver import finish_and_diagnose, rankable, start_lanes
 from jaxem.fit import fit
 from jaxem.host import Watch, drive
 from jaxem.inference import icl
@@ -247,9 +247,8 @@ def _finish(num_models: int) -> Any:
     @jit
     def finish(lanes, problem: Problem, algorithm):
         model, data, weights = problem.model, problem.data, problem.weights
-        run = finish_lanes(lanes, model, data, weights, problem.index, algorithm)
+        run, diagnosis = finish_and_diagnose(lanes, model, data, weights, problem.index, algorithm)
         weight = model.num_observations(data, weights)
-        diagnosis = jax.vmap(lambda p: model.diagnose(p, weight))(run.params)
         axes = (num_models, lanes.status.shape[0] // num_models)
         run, diagnosis = jax.tree.map(lambda a: a.reshape(*axes, *a.shape[1:]), (run, diagnosis))
         best = jnp.argmax(rankable(run.objective, run.status), axis=1)
