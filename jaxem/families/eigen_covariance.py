@@ -33,7 +33,7 @@ from jaxem.families.covariance import (
     _pack,
     _unpack,
 )
-from jaxem.linalg import cholesky, diagonal, dot, inverse_lower
+from jaxem.linalg import diagonal, dot, factor, gram
 from jaxem.model import pytree
 
 if TYPE_CHECKING:
@@ -395,9 +395,8 @@ class Proportional(Matrices):
         matrices = _unpack(scatter, d)
 
         def sizes(common: Array) -> Array:
-            lower = cholesky(common)
-            root = inverse_lower(lower)
-            precision = dot(root.T, root)
+            lower, root = factor(common)
+            precision = gram(root)
             lowest = floor / jnp.min(diagonal(lower)) ** 2
             return jnp.maximum(jnp.sum(precision * matrices, axis=(-2, -1)) / d, lowest)
 

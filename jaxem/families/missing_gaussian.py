@@ -24,7 +24,7 @@ import numpy as np
 from jaxem.blocks import block_size_near, map_over_blocks, sum_over_blocks
 from jaxem.families.base import weighted_sums
 from jaxem.families.covariance import _outer_columns, _quadratic_coefficients, _unpack
-from jaxem.linalg import cholesky, diagonal, dot, inverse_lower
+from jaxem.linalg import cholesky, dot, precision_and_log_det
 from jaxem.model import num_examples, pytree, static
 
 if TYPE_CHECKING:
@@ -180,10 +180,9 @@ def _observed_precision(
 ) -> tuple[Float[Array, "G D D"], Float[Array, " G"]]:
     """Σ_oo⁻¹ with zeros in the missing rows and columns, and log |Σ_oo|, for every pattern."""
     both = masks[:, :, None] & masks[:, None, :]
-    lower = cholesky(jnp.where(both, covariance, np.eye(masks.shape[1], dtype=covariance.dtype)))
-    root = inverse_lower(lower)
-    precision = jnp.where(both, dot(jnp.swapaxes(root, -1, -2), root), 0)
-    return precision, 2 * jnp.sum(jnp.log(diagonal(lower)), axis=-1)
+    filled = jnp.where(both, covariance, np.eye(masks.shape[1], dtype=covariance.dtype))
+    precision, log_det = precision_and_log_det(filled)
+    return jnp.where(both, precision, 0), log_det
 
 
 def _natural(

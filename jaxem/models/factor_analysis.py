@@ -22,7 +22,7 @@ import numpy as np
 from jaxem import layout
 from jaxem.blocks import LONG_BLOCK, block_size_near, map_over_blocks, sum_over_blocks
 from jaxem.families.base import occupied, weighted_mean
-from jaxem.linalg import cholesky, diagonal, dot, inverse_lower
+from jaxem.linalg import cholesky, diagonal, dot, precision_and_log_det
 from jaxem.model import (
     Data,
     Diagnosis,
@@ -560,9 +560,7 @@ def _regression(loadings: Float[Array, "D L"], noise: Float[Array, " D"]) -> tup
 
 def _inverse(inner: Float[Array, "*N L L"]) -> tuple[Array, Array]:
     """(I + inner)⁻¹ and log |I + inner| of symmetric matrices that are not negative."""
-    lower = cholesky(inner + np.eye(inner.shape[-1], dtype=inner.dtype))
-    root = inverse_lower(lower)
-    return dot(jnp.swapaxes(root, -1, -2), root), 2 * jnp.sum(jnp.log(diagonal(lower)), axis=-1)
+    return precision_and_log_det(inner + np.eye(inner.shape[-1], dtype=inner.dtype))
 
 
 def _bordered(a: Float[Array, "*N L L"]) -> Float[Array, "*N L1 L1"]:
@@ -579,8 +577,7 @@ def _times(rows: Float[Array, "D J"], symmetric: Float[Array, "#D J J"]) -> Floa
 
 def _solve(grams: Float[Array, "#D J J"], sums: Float[Array, "D J"]) -> Float[Array, "D J"]:
     """The coefficients of each feature's regression: its normal equations, solved."""
-    root = inverse_lower(cholesky(grams))
-    return _times(sums, dot(jnp.swapaxes(root, -1, -2), root))
+    return _times(sums, precision_and_log_det(grams)[0])
 
 
 def _residual(mean: Array, loadings: Array, stats: FactorStats) -> Float[Array, " D"]:
