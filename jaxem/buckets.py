@@ -30,7 +30,7 @@ _SIZES = 8
 _FEW_SIZES = 4
 _SMALL_STEP = 2**16
 # Above so many bytes of data the copy and the added work cost more than compiling once saves.
-_LARGEST = 2**22
+_LARGEST = 2**20
 # Starts that draw number by number, so that the first N draws do not depend on how many follow.
 _STARTS = (type(None), KMeansPlusPlus, RandomPoints, RandomResponsibilities)
 # The features of these families are scaled by all rows, whatever their weight, and parts of a mesh have shapes of their
@@ -76,20 +76,21 @@ def pad(
     else:
         padded = _longer_sequences(given, *extra)
     each = np.pad(each, (0, padded.x.shape[0] - len(each)))
-    padded = jax.tree.map(jax.device_put, padded)
+    place = given.x.sharding if given.x.committed else None  # where the data are, if they were put there on purpose
+    padded, each = jax.device_put((padded, each), place)
     result = padded if isinstance(data, Data) or model.sequential else padded.x
-    return model.specialize(result), result, jax.device_put(each)
+    return model.specialize(result), result, each
 
 
 def in_buckets(model: Model, data: Any, start: Any = None, algorithm: Any = None) -> bool:
     """Whether a fit of padded data is the fit of the data: from the model, shapes and types alone.
 
     True of jaxem's own models whose E-step is a sum over examples and draws nothing, for an array or a `Data` of at most
-    4 MB. False of user's own models and families, which may look at rows whatever their weight; of `Product` and
+    1 MB. False of user's own models and families, which may look at rows whatever their weight; of `Product` and
     `OfModel`, whose starts do; and where examples are drawn or dealt by their number.
     """
     x = data.x if isinstance(data, Data) else data
-    if not isinstance(x, jax.Array) or not x.ndim or not x.shape[0]:
+    if not isinstance(x, jax.Array) or not x.ndim or not x.shape[0] or len(x.devices()) != 1:
         return False
     if not isinstance(start, _STARTS) or any(getattr(p, "batch_size", None) is not None for p in parts(algorithm)):
         return False
