@@ -48,7 +48,7 @@ SPEEDS = {
     "gmm_full_chunked": Speed("GMM full, Chunked, 50 000 x 16, K=16, a step", "its two products"),
     "gmm_full_few": Speed("GMM full, T(x) kept, 200 000 x 4, K=2, a step", "its two products", quick=False),
     "gmm_diagonal_kept": Speed("GMM diagonal, T(x) kept, 100 000 x 16, K=64, a step", "its two products", quick=False),
-    "gmm_diagonal_chunked": Speed("GMM diagonal, Chunked, 200 000 x 16, K=64, a step", "its two products"),
+    "gmm_diagonal_chunked": Speed("GMM diagonal, Chunked, 1 000 000 x 16, K=64, a step", "its two products"),
     "gmm_diagonal_many": Speed("GMM diagonal, T(x) kept, 5 000 x 8, K=512, a step", "its two products", quick=False),
     "student_t": Speed("Student t mixture, 50 000 x 8, K=8, a step", "a Gaussian's products", quick=False),
     "latent_classes": Speed("latent classes, 200 000 x 10, K=4, a step", "its two products"),
