@@ -124,7 +124,7 @@ def operations(settings: Settings) -> list[Row]:
 
 def programs(settings: Settings) -> list[Row]:
     """How many programs a first fit compiles, and how many twenty fits of as many lengths do."""
-    lengths = settings.size(20, 5)
+    lengths = settings.size(20, 1)
     outcome = contest([_COUNTED], "count_programs", {}, {"sets": lengths}, 1)["jaxem"]
     if outcome.problem:
         return [_broken(Row("programs"), outcome.problem)]
