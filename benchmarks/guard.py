@@ -48,7 +48,7 @@ SPEEDS = {
     "gmm_full_chunked": Speed("GMM full, Chunked, 50 000 x 16, K=16, a step", "its two products"),
     "gmm_full_few": Speed("GMM full, T(x) kept, 200 000 x 4, K=2, a step", "its two products", quick=False),
     "gmm_diagonal_kept": Speed("GMM diagonal, T(x) kept, 100 000 x 16, K=64, a step", "its two products", quick=False),
-    "gmm_diagonal_chunked": Speed("GMM diagonal, Chunked, 200 000 x 16, K=64, a step", "its two products"),
+    "gmm_diagonal_chunked": Speed("GMM diagonal, Chunked, 1 000 000 x 16, K=64, a step", "its two products"),
     "gmm_diagonal_many": Speed("GMM diagonal, T(x) kept, 5 000 x 8, K=512, a step", "its two products", quick=False),
     "student_t": Speed("Student t mixture, 50 000 x 8, K=8, a step", "a Gaussian's products", quick=False),
     "latent_classes": Speed("latent classes, 200 000 x 10, K=4, a step", "its two products"),
@@ -124,7 +124,7 @@ def operations(settings: Settings) -> list[Row]:
 
 def programs(settings: Settings) -> list[Row]:
     """How many programs a first fit compiles, and how many twenty fits of as many lengths do."""
-    lengths = settings.size(20, 5)
+    lengths = settings.size(20, 1)
     outcome = contest([_COUNTED], "count_programs", {}, {"sets": lengths}, 1)["jaxem"]
     if outcome.problem:
         return [_broken(Row("programs"), outcome.problem)]

@@ -120,8 +120,9 @@ class TestCommandLine:
 
         assert set(guard.SPEEDS) == set(guard_speeds.SPEEDS)
 
-    def test_the_table_that_is_committed_has_every_speed(self):
-        assert set(guard.SPEEDS) <= set(guard_table.read(guard.TABLE))
+    def test_the_table_that_is_committed_has_every_measure(self):
+        sizes = {f"operations.{name}.run" for name in operations.cases()}
+        assert set(guard.SPEEDS) | sizes <= set(guard_table.read(guard.TABLE))
 
 
 class TestOperations:

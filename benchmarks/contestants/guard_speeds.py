@@ -251,7 +251,7 @@ SPEEDS = {
     "gmm_full_chunked": lambda: _mixture(50_000, 16, 16, chunked=True),
     "gmm_full_few": lambda: _mixture(200_000, 4, 2),
     "gmm_diagonal_kept": lambda: _mixture(100_000, 16, 64, diagonal=True),
-    "gmm_diagonal_chunked": lambda: _mixture(200_000, 16, 64, diagonal=True, chunked=True),
+    "gmm_diagonal_chunked": lambda: _mixture(1_000_000, 16, 64, diagonal=True, chunked=True),
     "gmm_diagonal_many": lambda: _mixture(5_000, 8, 512, diagonal=True),
     "student_t": lambda: _student_t(50_000, 8, 8),
     "latent_classes": lambda: _classes(200_000, 10, 4),
