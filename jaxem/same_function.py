@@ -93,7 +93,7 @@ class SameFunction:
         return self._hash
 
     def __repr__(self) -> str:
-        return _name(self.function)
+        return repr(self.function)  # what the fingerprint of a checkpoint reads
 
     def __deepcopy__(self, memo: Any) -> SameFunction:
         return self

@@ -227,3 +227,8 @@ class TestWarning:
             warnings.simplefilter("error")
             for _ in range(20):
                 SameFunction(_closing(2.0))(1)
+
+
+def test_a_checkpoint_knows_the_function_as_before():
+    function = _closing(1.0)
+    assert repr(same(function)) == repr(function)
