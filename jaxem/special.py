@@ -208,7 +208,8 @@ def dirichlet_constant(a: Float[Array, "*K D"], center: Float[Array, "*K D"]) ->
     u = jnp.where(near, away / center, 0)
     each = jnp.where(near, center * (u * jnp.log1p(u) - excess_over_log(u)), share * log_ratio(share, center) - away)
     logs = 0.5 * (jnp.sum(jnp.log(a), axis=-1) - jnp.log(n) - (a.shape[-1] - 1) * LOG_2PI)
-    return logs - n * jnp.sum(each, axis=-1) + stirling(n) - jnp.sum(stirling(a), axis=-1)
+    rest = stirling(jnp.concatenate([n[..., None], a], axis=-1))
+    return logs - n * jnp.sum(each, axis=-1) + rest[..., 0] - jnp.sum(rest[..., 1:], axis=-1)
 
 
 @jax.custom_jvp
