@@ -9,14 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from fractions import Fraction
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from jaxem.linalg import dot
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -74,7 +71,7 @@ _NODES, _WEIGHTS = _binet(8)
 _STEPS = np.arange(_EXACT_FROM)
 
 
-def _beside(a: Array, *tables: np.ndarray) -> list[Array]:
+def beside(a: Array, *tables: np.ndarray) -> list[Array]:
     """``a`` and tables, all of the shape that ``a`` has with their axis as a new last one."""
     shape = (*a.shape, len(tables[0]))
     rows = [jax.lax.broadcast_in_dim(np.asarray(table, a.dtype), shape, (a.ndim,)) for table in tables]
@@ -91,11 +88,11 @@ def _moved(a: Array) -> tuple[Array, Array, Array]:
 def stirling(a: Array) -> Array:
     """log Γ(a) − (a − ½) log a + a − ½ log 2π: what Stirling's formula leaves, 1/(12a) − …, for a > 0."""
     low, moved, small = _moved(a)
-    square, nodes, weights = _beside(moved * moved, _NODES, _WEIGHTS)
+    square, nodes, weights = beside(moved * moved, _NODES, _WEIGHTS)
     series = moved * jnp.sum(weights / (square + nodes), axis=-1)
     # log Γ(a) = log Γ(a + 5) − Σ_i log(a + i), with every logarithm taken relative to a + 5.
-    each, steps = _beside(small, _STEPS)
-    logs = jnp.log(_beside(moved, _STEPS)[0] / (each + steps))
+    each, steps = beside(small, _STEPS)
+    logs = jnp.log(beside(moved, _STEPS)[0] / (each + steps))
     shift = (small - 0.5) * logs[..., 0] + jnp.sum(logs, axis=-1) - _EXACT_FROM
     return jnp.where(low, series + shift, series)
 
@@ -103,10 +100,10 @@ def stirling(a: Array) -> Array:
 def log_minus_digamma(a: Array) -> Array:
     """log a − ψ(a), between 1/(2a) and 1/a, for a > 0."""
     low, moved, small = _moved(a)
-    square, nodes, weights, bent = _beside(moved * moved, _NODES, _WEIGHTS, 2 * _WEIGHTS * _NODES)
+    square, nodes, weights, bent = beside(moved * moved, _NODES, _WEIGHTS, 2 * _WEIGHTS * _NODES)
     r = 1 / (square + nodes)
     series = 0.5 / moved + jnp.sum(r * (weights - bent * r), axis=-1)
-    each, steps = _beside(small, _STEPS)
+    each, steps = beside(small, _STEPS)
     shift = jnp.sum(1 / (each + steps), axis=-1) - jnp.log(moved / small)
     return jnp.where(low, series + shift, series)
 
@@ -114,11 +111,11 @@ def log_minus_digamma(a: Array) -> Array:
 def _trigamma_excess(a: Array) -> Array:
     """a ψ'(a) − 1, which is about 1/(2a): the derivative of ψ(a) − log a by log a."""
     low, moved, small = _moved(a)
-    square, nodes, weights = _beside(moved * moved, _NODES, 2 * _WEIGHTS)
+    square, nodes, weights = beside(moved * moved, _NODES, 2 * _WEIGHTS)
     r = 1 / (square + nodes)
     lack = nodes * r
     series = 0.5 / moved + jnp.sum(weights * r * (1 - lack) * (1 - 4 * lack), axis=-1)
-    each, steps = _beside(small, _STEPS)
+    each, steps = beside(small, _STEPS)
     shift = small * jnp.sum(1 / (each + steps) ** 2, axis=-1) - _EXACT_FROM / moved
     return jnp.where(low, small / moved * series + shift, series)
 
@@ -211,9 +208,11 @@ def dirichlet_constant(a: Float[Array, "*K D"], center: Float[Array, "*K D"]) ->
     u = jnp.where(near, away / center, 0)
     each = jnp.where(near, center * (u * jnp.log1p(u) - excess_over_log(u)), share * log_ratio(share, center) - away)
     logs = 0.5 * (jnp.sum(jnp.log(a), axis=-1) - jnp.log(n) - (a.shape[-1] - 1) * LOG_2PI)
-    return logs - n * jnp.sum(each, axis=-1) + stirling(n) - jnp.sum(stirling(a), axis=-1)
+    rest = stirling(jnp.concatenate([n[..., None], a], axis=-1))
+    return logs - n * jnp.sum(each, axis=-1) + rest[..., 0] - jnp.sum(rest[..., 1:], axis=-1)
 
 
+@jax.custom_jvp
 def dirichlet_concentration(
     mean: Float[Array, "*K D"], center: Float[Array, "*K D"], most: Float[Array, "*K"]
 ) -> Float[Array, "*K D"]:
@@ -221,170 +220,50 @@ def dirichlet_concentration(
 
     n = Σ a solves Σ_i ψ⁻¹(ψ(n) + mean_i + log c_i) = n (the fixed point of Minka 2000, equation 9), by Newton's method in
     log n, on the logarithm of what the left side lacks at n = ∞, which is nearly linear. Where n is above ``most``, the
-    best a of that sum instead.
+    best a of that sum instead: ψ(a_i) = mean_i + log c_i + y for some y. Both are looked for at once.
     """
+    logs = mean + jnp.log(center)
     # What Σ_i c_i exp(mean_i) lacks to 1, as a logarithm: about (D − 1)/(2n).
     least = 0.25 * (center.shape[-1] - 1) / (2 * most)
     lack = jnp.maximum(-log_weighted_sum(center, mean), least)
+    log_bound = jnp.log(4 * most)
 
-    def parts(log_n: Array) -> tuple[Array, Array]:
-        """a_i(n), and log a_i(n)/(c_i n)."""
-        n = jnp.exp(log_n)[..., None]
-        a = inverse_digamma(mean + jnp.log(center) + digamma(n))
-        return a, mean + log_minus_digamma(a) - log_minus_digamma(n)
-
-    def step_n(log_n: Array) -> Array:
-        a, logs = parts(log_n)
-        excess = log_weighted_sum(center, logs)
-        h, h_n = _trigamma_excess(a), _trigamma_excess(jnp.exp(log_n))[..., None]
-        slope = jnp.sum(a * (h_n - h) / (1 + h), axis=-1) / jnp.sum(a, axis=-1)
+    def step(_: Any, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        log_n, y, _ = carry
+        n = jnp.exp(log_n)
+        rest = log_minus_digamma(n)
+        a = inverse_digamma(logs + jnp.stack([log_n - rest, y])[..., None])
+        h = _trigamma_excess(jnp.concatenate([a, jnp.stack([n, n])[..., None]], axis=-1))
+        (h, capped_h), h_n = h[..., :-1], h[0, ..., -1:]
+        free, capped = a
+        excess = log_weighted_sum(center, mean + log_minus_digamma(free) - rest[..., None])
+        slope = jnp.sum(free * (h_n - h) / (1 + h), axis=-1) / jnp.sum(free, axis=-1)
         above = excess + lack
         curved = above > 0
         height = jnp.where(curved, above, 1)
-        step = jnp.where(curved, height * jnp.log(height / lack), excess) / -slope
-        return jnp.minimum(log_n + jnp.clip(step, -3, 3), jnp.log(4 * most))
+        newton = jnp.where(curved, height * jnp.log(height / lack), excess) / -slope
+        total = jnp.sum(capped, axis=-1)
+        y = y - jnp.log(total / most) * total / jnp.sum(capped / (1 + capped_h), axis=-1)
+        return jnp.minimum(log_n + jnp.clip(newton, -3, 3), log_bound), y, a
 
-    start = jnp.log((center.shape[-1] - 1) / (2 * lack))
-    a, _ = parts(solve(step_n, jnp.minimum(start, jnp.log(4 * most)), 9))
-    n = jnp.sum(a, axis=-1)
-    capped = _best_of_sum(mean + jnp.log(center), jax.lax.stop_gradient(jnp.minimum(n, most)))
-    return jnp.where((n > most)[..., None], capped, a)
-
-
-def _best_of_sum(logs: Float[Array, "*K D"], total: Float[Array, "*K"]) -> Float[Array, "*K D"]:
-    """The a with Σ a = ``total`` that maximizes Σ_i a_i logs_i − log Γ(a_i): ψ(a_i) = logs_i + y for some y."""
-
-    def step(y: Array) -> Array:
-        a = inverse_digamma(logs + y[..., None])
-        slope = jnp.sum(a / (1 + _trigamma_excess(a)), axis=-1) / jnp.sum(a, axis=-1)
-        return y - jnp.log(jnp.sum(a, axis=-1) / total) / slope
-
-    a = inverse_digamma(logs + solve(step, digamma(total), 6)[..., None])
-    return a * (total / jnp.sum(a, axis=-1))[..., None]
+    start = jnp.minimum(jnp.log((center.shape[-1] - 1) / (2 * lack)), log_bound)
+    nothing = jnp.zeros((2, *logs.shape), logs.dtype)
+    _, _, (free, capped) = jax.lax.fori_loop(0, 10, step, (start, digamma(most), nothing))
+    n, total = jnp.sum(free, axis=-1), jnp.sum(capped, axis=-1)
+    return jnp.where((n > most)[..., None], capped * (most / total)[..., None], free)
 
 
-def _debye(terms: int) -> list[list[float]]:
-    """Coefficients of log Σ_j U_j(p)/n^j = Σ_j w^−j P_j(p²), with w = n/p: those of P_1, P_2, … (DLMF 10.41.9)."""
-    series: list[list[Fraction]] = [[Fraction(1)]]  # U_j(p) = p^j × a polynomial in p²
-    for j in range(terms):
-        new = [Fraction(0)] * (j + 2)
-        for m, value in enumerate(series[j]):
-            power = j + 2 * m
-            new[m] += value * Fraction(power, 2) + value / (8 * (power + 1))
-            new[m + 1] -= value * Fraction(power, 2) + 5 * value / (8 * (power + 3))
-        series.append(new)
-    logs: list[list[Fraction]] = [[]]
-    for j in range(1, terms + 1):
-        value = [j * a for a in series[j]]
-        for i in range(1, j):
-            for m, a in enumerate(logs[i]):
-                for k, b in enumerate(series[j - i]):
-                    value[m + k] -= i * a * b
-        logs.append([a / j for a in value])
-    return [[float(a) for a in polynomial] for polynomial in logs[1:]]
-
-
-# log I_n by its uniform expansion in 1/n is exact to double precision from an order of 48 on, to single precision from 12;
-# lower orders are reached by the recurrence of ratios.
-_DEBYE = _debye(6)
-
-
-def _bessel_top(kappa: Array, n: float, columns: slice) -> tuple[Array, Array]:
-    """w = √(n² + κ²); Σ_j w^−j P_j(p²) and −w times its derivative by w, less ½: those of the two that ``columns`` takes.
-
-    A polynomial in q = n/w whose coefficients are known, since n is: one product with powers of q.
-    """
-    polynomial = np.zeros(1 + 3 * len(_DEBYE))
-    for j, coefficients in enumerate(_DEBYE, 1):
-        polynomial[j : 3 * j + 1 : 2] += np.array(coefficients) / n**j
-    powers = np.arange(len(polynomial))
-    slope = powers * polynomial
-    slope[0] = 0.5  # of −log(w)/2, which stands beside the series
-    table = np.stack([polynomial, slope], axis=-1)[:, columns]
-    w = jnp.sqrt(n**2 + kappa**2)
-    q, exponents = _beside(n / w, powers)
-    return w, dot(q**exponents, np.asarray(table, kappa.dtype))
-
-
-def _orders(d: int, dtype) -> tuple[float, int]:
-    """The order ν = D/2 − 1 of a von Mises-Fisher law, and how many orders above it the expansion starts."""
-    order, exact = 0.5 * d - 1, 12 if jnp.finfo(dtype).bits <= 32 else 48
-    return order, max(0, math.ceil(exact - order))
-
-
-def bessel_gap(kappa: Float[Array, "..."], d: int) -> Float[Array, "..."]:
-    """1 − I_(D/2)(κ)/I_(D/2−1)(κ), exact relative to its own size, for κ ≥ 0.
-
-    The recurrence of the ratios r_ν = κ/(2(ν + 1) + κ r_(ν+1)), downwards, in terms of 1 − r (Amos 1974).
-    """
-    order, above = _orders(d, kappa.dtype)
-    n = order + above
-    w, slope = _bessel_top(kappa, n, slice(1, 2))
-    gap = (n + n**2 / (w + kappa)) / (n + w) + kappa * slope[..., 0] / w**2
-
-    def down(i: Array, gap: Array) -> Array:
-        twice = 2 * (n - i)
-        left = twice - kappa * gap
-        return left / (left + kappa)
-
-    return jax.lax.fori_loop(0, above, down, gap)
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def von_mises_fisher_constant(kappa: Float[Array, "..."], d: int) -> Float[Array, "..."]:
-    """κ + log C_D(κ), where C_D is the constant of the von Mises-Fisher density C_D(κ) exp(κ μᵀx) on the sphere in D.
-
-    C_D(κ) = κ^ν/((2π)^(D/2) I_ν(κ)), ν = D/2 − 1; finite at κ = 0, where it is one over the sphere's area.
-    """
-    order, above = _orders(d, kappa.dtype)
-    n = order + above
-    w, sums = _bessel_top(kappa, n, slice(0, 2))
-    series, slope = sums[..., 0], sums[..., 1]
-    top = -(n**2) / (kappa + w) + 0.5 * jnp.log(w) - series + order * jnp.log(n + w) - 0.5 * (d - 1) * LOG_2PI
-
-    def down(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        ratio, product = carry  # I_(ν+1)/(κ I_ν), and all of them, times n + w
-        ratio = 1 / (2 * (n - i) + kappa**2 * ratio)
-        return ratio, product * (ratio * (n + w))
-
-    ratio = 1 / (n + w) - slope / w**2
-    return top + jnp.log(jax.lax.fori_loop(0, above, down, (ratio, jnp.ones_like(w)))[1])
-
-
-@von_mises_fisher_constant.defjvp
-def _(d, primals, tangents):
-    return von_mises_fisher_constant(primals[0], d), bessel_gap(primals[0], d) * tangents[0]
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def von_mises_fisher_concentration(gap: Float[Array, "..."], d: int) -> Float[Array, "..."]:
-    """The κ with 1 − I_(D/2)(κ)/I_(D/2−1)(κ) = gap, for 0 < gap ≤ 1: that of rows whose mean has length 1 − gap.
-
-    Newton's method on the log-odds of the gap, which are nearly linear in log κ at both ends, from the start of Banerjee
-    et al. (2005, equation 4.4).
-    """
-    gap = _inside(gap)
-    length = 1 - gap
-    odds = length / gap
-
-    def step(_: Any, kappa: Array) -> Array:
-        value = bessel_gap(kappa, d)
-        rest = 1 - value
-        # The derivative of the log-odds by log κ, from A' = 1 − A² − (D − 1) A/κ; far out it is 1, and this all rounding.
-        slope = jnp.where(kappa < 1e3 * d, kappa * (2 - value) / rest - (d - 1) / value, 1)
-        return kappa * (odds * value / rest) ** (1 / jnp.clip(slope, 1, 2))
-
-    return jax.lax.fori_loop(0, 9, step, length * (d - length**2) / (gap * (1 + length)))
-
-
-def _inside(gap: Array) -> Array:
-    """Of no gap, 1, the concentration would be 0, which no step leaves."""
-    return jnp.minimum(gap, 1 - jnp.finfo(gap.dtype).eps)
-
-
-@von_mises_fisher_concentration.defjvp
-def _(d, primals, tangents):
-    kappa = von_mises_fisher_concentration(primals[0], d)
-    _, slope = jax.jvp(lambda k: bessel_gap(k, d), (kappa,), (jnp.ones_like(kappa),))
-    _, moved = jax.jvp(_inside, primals, tangents)
-    return kappa, moved / slope
+@dirichlet_concentration.defjvp
+def _(primals, tangents):
+    """By the implicit function theorem; the largest sum is taken as given."""
+    (_, center, most), (mean_dot, center_dot, _) = primals, tangents
+    a = dirichlet_concentration(*primals)
+    n = jnp.sum(a, axis=-1, keepdims=True)
+    h, h_n = _trigamma_excess(a), _trigamma_excess(n)
+    weight = a / (1 + h)  # 1/ψ'(a)
+    logs_dot = mean_dot + center_dot / center
+    moved = jnp.sum(weight * logs_dot, axis=-1, keepdims=True)
+    # ψ'(n) dn, with 1 − ψ'(n) Σ 1/ψ'(a_i) in terms that do not cancel.
+    free = (1 + h_n) * moved / jnp.sum(weight * (h - h_n), axis=-1, keepdims=True)
+    capped = n >= most[..., None] * (1 - 8 * jnp.finfo(n.dtype).eps)
+    return a, weight * (logs_dot + jnp.where(capped, -moved / jnp.sum(weight, axis=-1, keepdims=True), free))

@@ -381,10 +381,11 @@ def _weighted_sum(marginals: Float[Array, "N K"], values: Float[Array, "*J N K"]
 
 def _quartiles(x: Float[Array, "N D"], weights: Float[Array, " N"]) -> tuple[Array, Array, Array]:
     """The first values of every column at which the running weight reaches a quarter, a half, three quarters."""
-    order = jnp.argsort(x, axis=0)
     # By a power of two, which keeps the sums of huge weights in range and those of whole ones exact.
-    share = jnp.cumsum(weights[order] / jnp.exp2(jnp.floor(jnp.log2(jnp.max(weights)))), axis=0)
+    scaled = weights / jnp.exp2(jnp.floor(jnp.log2(jnp.max(weights))))
+    ranked, scaled = jax.lax.sort((x, jnp.broadcast_to(scaled[:, None], x.shape)), dimension=0, num_keys=1)
+    share = jnp.cumsum(scaled, axis=0)
     levels = np.array([0.25, 0.5, 0.75], x.dtype)[:, None] * share[-1]
     rows = jnp.minimum(jnp.sum(share < levels[:, None], axis=1), x.shape[0] - 1)
-    low, middle, high = jnp.take_along_axis(x, jnp.take_along_axis(order, rows, axis=0), axis=0)
+    low, middle, high = jnp.take_along_axis(ranked, rows, axis=0)
     return low, middle, high
