@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import test_laws
 
@@ -73,11 +74,24 @@ class Case:
             if "dtype" in arguments:
                 stack.enter_context(jax.enable_x64(arguments["dtype"] == "float64"))
                 arguments["dtype"] = jnp.dtype(arguments["dtype"])
+            stack.enter_context(_random_numbers_of(home))
             function(**arguments)
 
 
 def case(test: str, /, **arguments: Any) -> Case:
     return Case(test, tuple(arguments.items()))
+
+
+@contextlib.contextmanager
+def _random_numbers_of(module: Any) -> Iterator[None]:
+    """A module's generators are left where they were: its own tests see the numbers that they see without us."""
+    generators = [value for value in vars(module).values() if isinstance(value, np.random.Generator)]
+    states = [generator.bit_generator.state for generator in generators]
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.bit_generator.state = state
 
 
 @contextlib.contextmanager
