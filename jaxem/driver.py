@@ -255,9 +255,7 @@ def finish_lanes(lanes: Lane, model, data, weights, index: Index, algorithm: Alg
     return finish_and_diagnose(lanes, model, data, weights, index, algorithm)[0]
 
 
-def finish_and_diagnose(
-    lanes: Lane, model, data, weights, index: Index, algorithm: Algorithm
-) -> tuple[Run, Diagnosis]:
+def finish_and_diagnose(lanes: Lane, model, data, weights, index: Index, algorithm: Algorithm) -> tuple[Run, Diagnosis]:
     """`finish_lanes`, and what `Model.diagnose` says of every lane."""
     interrupted = lanes.status == Status.RUNNING
     lanes = dataclasses.replace(lanes, status=jnp.where(interrupted, jnp.int32(Status.INTERRUPTED), lanes.status))

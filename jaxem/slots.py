@@ -78,7 +78,7 @@ def drive(lanes: Lane, model, data, weights, index: Index, algorithm, control, s
     return lanes
 
 
-def _bytes_per_lane(model: Model, data: Any, index: Index) -> int:
+def bytes_per_lane(model: Model, data: Any, index: Index) -> int:
     """What a step touches for the sake of one lane: its potentials, and its data unless they are shared."""
     leaves = jax.tree.leaves(data)
     itemsize = leaves[0].dtype.itemsize
@@ -111,7 +111,7 @@ class Stage(NamedTuple):
 
 def stages(num_lanes: int, model: Model, data: Any, index: Index, slots: int | None) -> list[Stage]:
     """The stages that lanes pass through one after the other; shapes are all that is looked at."""
-    sizes = _slot_sizes(num_lanes, _bytes_per_lane(model, data, index), slots)
+    sizes = _slot_sizes(num_lanes, bytes_per_lane(model, data, index), slots)
     return [Stage(size, target) for size, target in zip(sizes, [*sizes[1:], 0], strict=True)]
 
 
