@@ -29,6 +29,11 @@ def _closing(value):
     return lambda x: x * value
 
 
+def _name(value):
+    """What a case is called: the same in every process, where what a function prints is its address."""
+    return getattr(value, "__name__", None) or str(value)
+
+
 class TestTheSame:
     @pytest.mark.parametrize(
         "value",
@@ -45,7 +50,7 @@ class TestTheSame:
             jnp.log,
             np.sum,
         ],
-        ids=str,
+        ids=_name,
     )
     def test_equal_values_in_a_closure(self, value):
         again = np.copy(value) if isinstance(value, np.ndarray) else value
@@ -105,7 +110,7 @@ class TestNotTheSame:
             ],
             *[(np.array([0.0]), np.array([-0.0])), (jaxem.Gaussian(), jaxem.Poisson())],
         ],
-        ids=str,
+        ids=_name,
     )
     def test_values_in_a_closure(self, one, other):
         assert not _is_same(_closing, one, other)
