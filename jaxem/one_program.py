@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 # Every slice makes the statistics of all rows and the starts once more, so they must cost little beside its steps.
 _SMALL_DATA = 2**24
 _FIRST_BUDGET = 256
-# Of steps that touch so few bytes, most of the time is the overhead of operations, and the code of these need not be the
-# best: it is compiled with less optimization in few parts, and before XLA 0.11 by the emitters that compile sooner.
-# Measured on a 4-dimensional mixture with 64 starts: 4.7 instead of 9.2 seconds of the processor, and fits as fast.
+# Where the potentials of a step take so few bytes, most of its time is the overhead of operations and the products, which
+# are a library's, and the code of the others need not be the best. It is compiled with less optimization in few parts,
+# and before XLA 0.11 by the emitters that compile sooner. Measured on a 4-dimensional mixture with 64 starts: 4.7 instead
+# of 9.2 seconds of the processor, and fits as fast.
 _SMALL_STEP = 2**18
 _SOON: dict[str, Any] = {"xla_backend_optimization_level": 1, "xla_cpu_parallel_codegen_split_count": 4}
 if tuple(int(part) for part in jaxlib.version.__version__.split(".")[:2]) < (0, 11):
@@ -109,13 +110,15 @@ class OneProgram(Work):
     ):
         self._given = (arguments, algorithm, control)
         lanes, problem = shapes
-        step = _compiled(_step_bytes(lanes, problem) <= _SMALL_STEP)
+        count = lanes.status.shape[0]
+        stage = stages(count, problem.model, problem.data, problem.index, None)[0]
+        each = bytes_per_lane(problem.model, problem.data, problem.index)
+        step = _compiled(stage.size * each <= _SMALL_STEP)
         self._step = functools.partial(step, prepare=prepare, finish=finish, options=tuple(sorted(options.items())))
-        stage = stages(lanes.status.shape[0], problem.model, problem.data, problem.index, None)[0]
         self._shapes = jax.eval_shape(lambda lanes: enter(lanes, stage), lanes)
         self._flight: Flight | None = None
         self._ended: Any = None
-        self._unfinished = lanes.status.shape[0]
+        self._unfinished = count
         self.ticks = 0
 
     first_budget = _FIRST_BUDGET
@@ -171,14 +174,6 @@ class OneProgram(Work):
         self._flight, self._ended = state, None
         # A flight counts its ticks itself; until it has been asked, some lane may still run.
         self.ticks = int(state.ticks)
-
-
-def _step_bytes(lanes: Any, problem: Any) -> int:
-    """What a step of all slots touches, potentials and shared data, by shapes."""
-    count = lanes.status.shape[0]
-    size = stages(count, problem.model, problem.data, problem.index, None)[0].size
-    shared = nbytes(problem.data) if problem.index.data is None else 0
-    return size * bytes_per_lane(problem.model, problem.data, problem.index) + shared
 
 
 def fits_one_program(shapes: tuple[Any, Any]) -> bool:
