@@ -17,7 +17,7 @@ dot = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 # Matrices are eliminated column by column up to this dimension; larger ones in blocks of so many columns, the rest of the
 # work being matrix products.
-_BLOCK = 16
+_BLOCK = 8
 # Below so many rows, arithmetic on [N, K] is done on its transpose.
 _FEW_ROWS = 2**13
 

@@ -40,6 +40,11 @@ class Law:
     def says(self) -> str:
         return f"law {self.law}"
 
+    @property
+    def node(self) -> tuple[str, dict[str, Any]]:
+        """The test that it is a part of, and the arguments of its case."""
+        return "test_laws:test_model", {"name": self.row}
+
 
 @dataclasses.dataclass(frozen=True)
 class FamilyLaw:
@@ -47,6 +52,10 @@ class FamilyLaw:
 
     says: str
     row: str
+
+    @property
+    def node(self) -> tuple[str, dict[str, Any]]:
+        return "test_laws:test_family", {"name": self.row}
 
     def __call__(self) -> None:
         in_default_tier(test_laws.test_family, {"name": self.row})
@@ -60,6 +69,10 @@ class Case:
     name: str
     arguments: tuple[tuple[str, Any], ...] = ()
     says: str = ""
+
+    @property
+    def node(self) -> tuple[str, dict[str, Any]]:
+        return self.name, dict(self.arguments)
 
     def __call__(self) -> None:
         module, _, path = self.name.partition(":")

@@ -193,7 +193,7 @@ FAULTS = [
     Fault("masks", "one step beyond the end of a sequence", "jaxem.latents.axes:within", edit(") < data", ") <= data"),
           case("test_hmm:TestAgainstAllPaths.test_e_step", kind="plain", weights="plain", layout="padded")),
     Fault("poison", "what is hidden is replaced by arithmetic", "jaxem.layout:hidden",
-          edit("jnp.where(cells, data.x, jnp.asarray(filler, data.x.dtype))", "data.x + (filler - data.x) * ~cells"),
+          edit("xp.where(cells, data.x, xp.asarray(filler, data.x.dtype))", "data.x + (filler - data.x) * ~cells"),
           HIDDEN),
     Fault("poison", "what is hidden makes the input not finite", f"{LANE}:input_status",
           edit("layout.hidden(data, 0.0) if isinstance(data, Data) else data", "data"),

@@ -92,8 +92,10 @@ def test_programs_do_not_grow_with_the_dimension(family):
         expected = jax.eval_shape(model.e_step, params, prepared)
         return _num_operations(model.e_step, params, prepared), _num_operations(model.m_step, params, expected.stats)
 
-    small, large = sizes(5), sizes(120)
-    assert all(b <= a + 40 for a, b in zip(small, large, strict=True)), (small, large)
+    # Above eight columns there is a loop over blocks around the loop over columns; from there on nothing grows.
+    small, middle, large = sizes(5), sizes(20), sizes(120)
+    assert all(b <= 1.6 * a for a, b in zip(small, large, strict=True)), (small, large)
+    assert all(b <= a + 5 for a, b in zip(middle, large, strict=True)), (middle, large)
 
 
 @pytest.mark.parametrize("num_columns", [3, 16, 17, 60])
@@ -124,8 +126,8 @@ def test_too_many_columns_for_a_matrix_are_refused(family):
 _STARTS = """
 import jax, numpy as np, jaxem
 x = np.random.default_rng(0).normal(size=(300, 20)).astype("f4")
-fitted = jaxem.fit(jaxem.Mixture(jaxem.StudentT(), 2), x, key=jax.random.key(0), num_starts=16, max_steps=2)
-assert np.isfinite(fitted.params.family.scatter).all()
+fitted = jaxem.fit(jaxem.Mixture(jaxem.StudentT(), 2), x, key=jax.random.key(0), num_starts=16, max_steps=2, on_failure="ignore")
+assert np.isfinite(fitted.params.likelihood.scatter).all()
 """
 
 
