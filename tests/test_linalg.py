@@ -126,7 +126,8 @@ def test_too_many_columns_for_a_matrix_are_refused(family):
 _STARTS = """
 import jax, numpy as np, jaxem
 x = np.random.default_rng(0).normal(size=(300, 20)).astype("f4")
-fitted = jaxem.fit(jaxem.Mixture(jaxem.StudentT(), 2), x, key=jax.random.key(0), num_starts=16, max_steps=2, on_failure="ignore")
+model, key = jaxem.Mixture(jaxem.StudentT(), 2), jax.random.key(0)
+fitted = jaxem.fit(model, x, key=key, num_starts=16, max_steps=2, on_failure="ignore")
 assert np.isfinite(fitted.params.likelihood.scatter).all()
 """
 

@@ -10,9 +10,12 @@ Three rules put a test into the full tier; nothing is ever left out of both.
    table) every other case; the next test takes the other type and the other cases. So each type, each family and each
    promise is asked by half of what asks it in the full tier. What must stay is named in `ALWAYS`.
 4. Tests marked `slow`, and those marked `full` where they stand.
+
+A case that sees a deliberate fault (`faults.FAULTS`) is in the default tier, whatever the first three rules say.
 """
 
 import collections
+import functools
 import itertools
 import zlib
 
@@ -117,9 +120,32 @@ def assign(items: list[pytest.Item]) -> None:
             functions[name_of(item)].append(item)
     for name, group in functions.items():
         kept = [i for i in group if is_kept(i, KEPT[name])] if name in KEPT else alternating(name, covering(group))
+        kept += [item for item in group if sees_a_fault(item)]
         for item in group:
             if item not in kept:
                 item.add_marker(pytest.mark.full)
+
+
+def sees_a_fault(item: pytest.Item) -> bool:
+    """Whether it is a case by which test_the_tests.py shows that a fault would be seen."""
+    arguments = item.callspec.params
+    return any(asked.items() <= arguments.items() for asked in _checks()[path_of(item)])
+
+
+def path_of(item: pytest.Item) -> str:
+    """The test as the table of faults names it: ``"test_driver:TestRank.test_x"``."""
+    return f"{item.path.stem}:{'.'.join([*([item.cls.__name__] if item.cls else []), item.originalname])}"
+
+
+@functools.cache
+def _checks() -> dict[str, list[dict]]:
+    from faults import FAULTS  # which imports test files, and so comes after the settings of the compiler
+
+    checks = collections.defaultdict(list)
+    for fault in FAULTS:
+        name, arguments = fault.check.node
+        checks[name].append(arguments)
+    return checks
 
 
 def alternating(name: str, group: list[pytest.Item]) -> list[pytest.Item]:
