@@ -116,7 +116,7 @@ class Columns(Family):
         raise unsupported(self, "variance", "imputation")
 
     def validate(self, data: Data) -> None:
-        x = np.asarray(observations(data))
+        x: Any = np.asarray(observations(data))
         bad = np.argwhere(~np.asarray(self.supported(x)) & seen(data))
         if len(bad):
             row, column = bad[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,7 @@ class Multinomial(ExponentialFamily):
         return Multinomial(total, center / jnp.sum(center))
 
     def validate(self, data: Data) -> None:
-        x = np.asarray(observations(data))
+        x: Any = np.asarray(observations(data))
         bad = np.argwhere(~is_count(x))
         if len(bad):
             row, column = bad[0]
