@@ -17,7 +17,7 @@ dot = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 # Matrices are eliminated column by column up to this dimension; larger ones in blocks of so many columns, the rest of the
 # work being matrix products.
-_BLOCK = 8
+_BLOCK = 16
 # Below so many rows, arithmetic on [N, K] is done on its transpose.
 _FEW_ROWS = 2**13
 
@@ -46,7 +46,7 @@ def factor(a: jax.Array) -> tuple[jax.Array, jax.Array]:
     inverse = jnp.tril(eliminated)
     pivots = diagonal(inverse)
     # Also where a later pivot was the first that is not positive: no part of the answer looks right.
-    valid = jnp.all(pivots > 0, axis=-1)[..., None, None]
+    valid = jnp.all((pivots > 0) & (pivots < jnp.inf), axis=-1)[..., None, None]
     above = jnp.swapaxes(jnp.triu(eliminated, 1), -1, -2)
     lower = above + np.eye(a.shape[-1], dtype=a.dtype) * (1 / pivots)[..., None]
     return jnp.where(valid, lower, jnp.nan), jnp.where(valid, inverse, jnp.nan)
@@ -84,12 +84,13 @@ def _eliminate(a: jax.Array) -> jax.Array:
     at = np.arange(d)
 
     def step(j: jax.Array, m: jax.Array) -> jax.Array:
-        row, here = jax.lax.dynamic_index_in_dim(m, j, -2, keepdims=False), at == j
-        pivot = jax.lax.dynamic_index_in_dim(row, j, -1)
-        row = jnp.where(here, 1, row) / jnp.sqrt(jnp.where(pivot > 0, pivot, jnp.nan))
-        below = at > j
-        m = jnp.where(below[:, None] & here, 0, m) - jnp.where(below, row, 0)[..., None] * row[..., None, :]
-        return jnp.where(here[:, None], row[..., None, :], m)
+        # Products with 0 and 1, which are fewer operations than choices; what is not finite spreads, and is seen at the end.
+        here, below = (at == j).astype(a.dtype), (at > j).astype(a.dtype)
+        row = jnp.sum(m * here[:, None], axis=-2)
+        pivot = jnp.sum(row * here, axis=-1, keepdims=True)
+        row = (row * (1 - here) + here) / jnp.sqrt(pivot)
+        kept = m * (1 - here[:, None] - below[:, None] * here)
+        return kept + (here[:, None] - below[:, None] * row[..., None]) * row[..., None, :]
 
     return jax.lax.fori_loop(0, d, step, a)
 

@@ -92,7 +92,7 @@ def test_programs_do_not_grow_with_the_dimension(family):
         expected = jax.eval_shape(model.e_step, params, prepared)
         return _num_operations(model.e_step, params, prepared), _num_operations(model.m_step, params, expected.stats)
 
-    # Above eight columns there is a loop over blocks around the loop over columns; from there on nothing grows.
+    # Above sixteen columns there is a loop over blocks around the loop over columns; from there on nothing grows.
     small, middle, large = sizes(5), sizes(20), sizes(120)
     assert all(b <= 1.6 * a for a, b in zip(small, large, strict=True)), (small, large)
     assert all(b <= a + 5 for a, b in zip(middle, large, strict=True)), (middle, large)
