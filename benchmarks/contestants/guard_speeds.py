@@ -238,7 +238,8 @@ def _gradient(n, d, k, steps=40):
     control = jaxem.Control(jaxem.ParameterChange(1e-4), max_steps=1000)
 
     def total(strength):
-        fitted = jaxem.run(jaxem.WithPrior(model, strength), params, rows, control=control)
+        prior = jaxem.WithPrior(model, strength).calibrate(rows)
+        fitted = jaxem.run(prior, params, rows, control=control)
         return jnp.sum(fitted.params.likelihood.mean)
 
     slope = jax.jit(jax.grad(total))
