@@ -138,8 +138,9 @@ def all_finite(leaf: Any) -> bool:
 
 def _pieces(array: np.ndarray) -> Iterator[np.ndarray]:
     """The rows of an array, some at a time."""
+    array = np.atleast_1d(array)
     rows = max(1, _PIECE // max(1, array[:1].size))
-    return (array[begin : begin + rows] for begin in range(0, len(array), rows)) if array.ndim else iter((array,))
+    return (array[begin : begin + rows] for begin in range(0, len(array), rows))
 
 
 def _first_bad(leaf: Any, name: str) -> str:

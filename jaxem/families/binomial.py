@@ -76,7 +76,9 @@ class Binomial(IndependentColumns):
         return Binomial(self.trials, jnp.where(inside, share, 0.5))
 
     def supported(self, x: Float[Array, "N D"]) -> Bool[Array, "N D"]:
-        return is_count(x) & (x <= namespace(x).asarray(self._trials(x.shape[-1], x.dtype)))
+        return is_count(x) & (
+            x <= namespace(x).asarray(self._trials(x.shape[-1], jax.dtypes.canonicalize_dtype(x.dtype)))
+        )
 
     def features(self, data: Data) -> Float[Array, "N D"]:
         """Anscombe's arcsines, whose variance does not depend on the probability."""

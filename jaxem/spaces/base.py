@@ -91,7 +91,11 @@ class LatentSpace:
 
 def as_function(function: Any) -> Any:
     """A function as a pytree: one of plain Python is part of the program (see `SameFunction`); None stays None."""
-    return None if function is None else jax.tree_util.Partial(same(function))
+    compared = same(function)
+    # Not a Partial of a Partial, whose arguments would be part of the program too.
+    return (
+        compared if compared is None or isinstance(compared, jax.tree_util.Partial) else jax.tree_util.Partial(compared)
+    )
 
 
 def rows_of(data: Any) -> Any:
