@@ -84,7 +84,7 @@ def _eliminate(a: jax.Array) -> jax.Array:
     at = np.arange(d)
 
     def step(j: jax.Array, m: jax.Array) -> jax.Array:
-        # Products with 0 and 1, which are fewer operations than choices; what is not finite spreads, and is seen at the end.
+        # Products with 0 and 1 compile to less than choices do; what is not finite spreads, and is seen at the end.
         here, below = (at == j).astype(a.dtype), (at > j).astype(a.dtype)
         row = jnp.sum(m * here[:, None], axis=-2)
         pivot = jnp.sum(row * here, axis=-1, keepdims=True)
