@@ -114,7 +114,9 @@ class OneProgram(Work):
         stage = stages(count, problem.model, problem.data, problem.index, None)[0]
         each = bytes_per_lane(problem.model, problem.data, problem.index)
         step = _compiled(stage.size * each <= _SMALL_STEP)
-        self._step = functools.partial(step, prepare=prepare, finish=finish, options=tuple(sorted(options.items())))
+        static = {"prepare": prepare, "finish": finish, "options": tuple(sorted(options.items()))}
+        self._step = functools.partial(step, **static)
+        self._traced = functools.partial(_slice, **static)  # which options of the compiler do not belong to
         self._shapes = jax.eval_shape(lambda lanes: enter(lanes, stage), lanes)
         self._flight: Flight | None = None
         self._ended: Any = None
@@ -151,7 +153,7 @@ class OneProgram(Work):
     def ended_like(self) -> Any:
         """The shapes and types of `ended`."""
         flag, number = jax.ShapeDtypeStruct((), bool), jax.ShapeDtypeStruct((), np.int32)
-        return jax.eval_shape(self._step, self._shapes, flag, number, *self._given)[1]
+        return jax.eval_shape(self._traced, self._shapes, flag, number, *self._given)[1]
 
     @property
     def lanes(self) -> Lane:
