@@ -308,7 +308,9 @@ class TestCompilation:
                 weights=np.full(len(X), 0.5),
             )
             assert compiled == []
-            jaxem.fit(model, X[:-1], key=jax.random.key(0), num_starts=2)
-            assert compiled  # another shape is another program: the listener does hear
+            jaxem.fit(model, X[:-1], key=jax.random.key(0), num_starts=2, tol=1e-3, weights=np.ones(len(X) - 1))
+            assert compiled == []  # another number of rows in the same bucket
+            jaxem.fit(model, X[: len(X) // 2], key=jax.random.key(0), num_starts=2)
+            assert compiled  # another bucket is another program: the listener does hear
         finally:
             listening.clear()  # JAX 0.8 cannot take a listener away
