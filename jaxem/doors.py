@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,7 +19,7 @@ from jaxem.result import ConvergenceWarning, FitError, Result, Starts, labels
 from jaxem.spread import LANES, ROWS, check_axes, replicated
 from jaxem.status import Status
 from jaxem.stopping import RelativeGain, Stopping
-from jaxem.work import Ending, LanesWork, Problem, Programs, Race, RaceWork, Work
+from jaxem.work import Ending, LanesWork, Problem, Programs, Race, RaceWork, Recipe, Work
 from jaxem.wrappers.sharded import Sharded
 
 if TYPE_CHECKING:
@@ -185,10 +184,7 @@ def work_on(race: Race | None, num_groups: int, lanes: Lane, problem: Problem, a
 
 
 def begin_work(
-    prepare: Any,
-    finish: Any,
-    arguments: tuple[Any, ...],
-    options: dict[str, Any],
+    recipe: Recipe,
     algorithm: Algorithm,
     control: Control,
     race: Race | None = None,
@@ -197,18 +193,17 @@ def begin_work(
 ) -> tuple[Work, Ending]:
     """Lanes ready to go, and how their end is told: one program where they are little work.
 
-    prepare: jitted, from ``arguments`` and ``options`` to lanes and the problem. finish: jitted, from lanes, problem and
-    algorithm to what is kept of them. num_groups: data sets of which the lanes are the starts.
+    num_groups: data sets of which the lanes are the starts.
     """
     if race is None and type(programs) is Programs:
-        shapes = jax.eval_shape(functools.partial(prepare, **options), *arguments)
-        if fits_one_program(shapes):
-            small = OneProgram(prepare, finish, arguments, options, algorithm, control, shapes)
+        shapes = recipe.shapes()
+        if fits_one_program(*shapes):
+            small = OneProgram(recipe, algorithm, control, *shapes)
             return small, Ending(lambda: small.ended, lambda: small.ended_like)
-    lanes, problem = prepare(*arguments, **options)
+    lanes, problem = recipe.prepared()
     work = work_on(race, num_groups, lanes, problem, algorithm, control, programs)
 
     def end() -> Any:
-        return programs.everywhere(finish(work.lanes, problem, algorithm))
+        return programs.everywhere(recipe.finish(work.lanes, problem, algorithm))
 
     return work, Ending(end, lambda: jax.eval_shape(end))

@@ -39,7 +39,7 @@ from jaxem.spread import ROWS, check_axes, programs_of
 from jaxem.stopping import Stopping
 from jaxem.streaming import begin_stream, end_stream
 from jaxem.streams import Stream
-from jaxem.work import Problem, Race
+from jaxem.work import Problem, Race, Recipe
 from jaxem.wrappers.sharded import Sharded
 
 if TYPE_CHECKING:
@@ -133,8 +133,8 @@ def fit(
 
     def attempt(model: Model) -> Result:
         arguments = (start, algorithm, control, model, data, weights, key, given)
-        options = {"num_starts": num_starts, "trace_size": trace_size}
-        work, ending = begin_work(_prepare, _finish, arguments, options, algorithm, control, race, programs_of(mesh))
+        recipe = Recipe(_prepare, _finish, arguments, {"num_starts": num_starts, "trace_size": trace_size})
+        work, ending = begin_work(recipe, algorithm, control, race, programs_of(mesh))
         drive(work, watch, asked)
         run, diagnosis, best, weight, fitted = jax.device_get(ending.end())
         fitted = (fitted.model if isinstance(fitted, Sharded) and mesh is not None else fitted).specialize(None)

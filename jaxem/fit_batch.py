@@ -31,7 +31,7 @@ from jaxem.slots import Index
 from jaxem.spread import LANES, check_axes, programs_of
 from jaxem.status import Status
 from jaxem.stopping import Stopping
-from jaxem.work import Ending, Groups, Problem, Race, Work
+from jaxem.work import Ending, Groups, Problem, Race, Recipe, Work
 
 if TYPE_CHECKING:
     from jaxtyping import Array
@@ -170,10 +170,11 @@ class _Batch:
 
     def groups(self, size: int) -> Groups:
         size = -(-size // self.devices) * self.devices
-        rules = (self._options, self.algorithm, self.control, self.race, self.programs)
+        rules = (self.algorithm, self.control, self.race, self.programs)
 
         def begin(first: int) -> tuple[Work, Ending]:
-            return begin_work(_prepare_batch, _finish_batch, self._arguments(first, size), *rules, num_groups=size)
+            recipe = Recipe(_prepare_batch, _finish_batch, self._arguments(first, size), self._options)
+            return begin_work(recipe, *rules, num_groups=size)
 
         return Groups([functools.partial(begin, first) for first in range(0, self.sets, size)])
 

@@ -19,8 +19,8 @@ from jaxem.cost import nbytes
 from jaxem.lane import Control, Lane
 from jaxem.model import Algorithm
 from jaxem.programs import jit
-from jaxem.slots import Flight, bytes_per_lane, enter, fly, leave, stages
-from jaxem.work import Problem, Work
+from jaxem.slots import Flight, bytes_per_lane, enter, fly, leave
+from jaxem.work import Problem, Programs, Recipe, Work
 
 if TYPE_CHECKING:
     from jaxtyping import Array
@@ -37,9 +37,6 @@ _SOON: dict[str, Any] = {"xla_backend_optimization_level": 1, "xla_cpu_parallel_
 if tuple(int(part) for part in jaxlib.version.__version__.split(".")[:2]) < (0, 11):
     _SOON["xla_cpu_use_fusion_emitters"] = False
 
-Prepare = Callable[..., tuple[Lane, Problem]]
-Finish = Callable[..., Any]
-
 
 def _slice(
     flight: Flight,
@@ -49,13 +46,13 @@ def _slice(
     algorithm: Algorithm,
     control: Control,
     *,
-    prepare: Prepare,
-    finish: Finish,
+    prepare: Callable[..., tuple[Lane, Problem]],
+    finish: Callable[..., Any],
     options: tuple[tuple[str, Any], ...],
 ) -> tuple[Flight, Any, tuple[Array, Array]]:
     """The flight after tick ``until``, what ``finish`` makes of it, and its numbers of unfinished lanes and ticks."""
     lanes, problem = prepare(*arguments, **dict(options))
-    stage = stages(lanes.status.shape[0], problem.model, problem.data, problem.index, None)[0]
+    stage = _stages(lanes, problem)[0]
     flight = jax.tree.map(lambda old, new: jnp.where(begun, old, new), flight, enter(lanes, stage))
     parts = (problem.model, problem.data, problem.weights, problem.index)
     flight = fly(flight, jnp.int32(stage.target), until, *parts, algorithm, control)
@@ -66,6 +63,7 @@ _STATIC = ("prepare", "finish", "options")
 _slice_as_it_is = jit(_slice, static_argnames=_STATIC)
 _slice_soon = jit(_slice, static_argnames=_STATIC, compiler_options=_SOON)
 _leave = jax.jit(leave)
+_stages = Programs().stages
 
 
 def _compiled(small: bool) -> Callable[..., Any]:
@@ -94,33 +92,22 @@ class _Compiler:
 class OneProgram(Work):
     """A fit of small data from its starts to its diagnosis (see `fits_one_program`).
 
-    prepare: jitted, from ``arguments`` and ``options`` to lanes and the problem. finish: from lanes, problem and
-    algorithm to `ended`. shapes: those of what ``prepare`` returns.
+    lanes, problem: shapes and types of what the recipe makes (`Recipe.shapes`).
     """
 
-    def __init__(
-        self,
-        prepare: Prepare,
-        finish: Finish,
-        arguments: tuple[Any, ...],
-        options: dict[str, Any],
-        algorithm: Algorithm,
-        control: Control,
-        shapes: tuple[Any, Any],
-    ):
-        self._given = (arguments, algorithm, control)
-        lanes, problem = shapes
-        count = lanes.status.shape[0]
-        stage = stages(count, problem.model, problem.data, problem.index, None)[0]
+    def __init__(self, recipe: Recipe, algorithm: Algorithm, control: Control, lanes: Lane, problem: Problem):
+        self._given = (recipe.arguments, algorithm, control)
+        stage = _stages(lanes, problem)[0]
         each = bytes_per_lane(problem.model, problem.data, problem.index)
         step = _compiled(stage.size * each <= _SMALL_STEP)
-        static = {"prepare": prepare, "finish": finish, "options": tuple(sorted(options.items()))}
+        options = tuple(sorted(recipe.options.items()))
+        static = {"prepare": recipe.prepare, "finish": recipe.finish, "options": options}
         self._step = functools.partial(step, **static)
         self._traced = functools.partial(_slice, **static)  # which options of the compiler do not belong to
         self._shapes = jax.eval_shape(lambda lanes: enter(lanes, stage), lanes)
         self._flight: Flight | None = None
         self._ended: Any = None
-        self._unfinished = count
+        self._unfinished = lanes.status.shape[0]
         self.ticks = 0
 
     first_budget = _FIRST_BUDGET
@@ -178,9 +165,6 @@ class OneProgram(Work):
         self.ticks = int(state.ticks)
 
 
-def fits_one_program(shapes: tuple[Any, Any]) -> bool:
+def fits_one_program(lanes: Lane, problem: Problem) -> bool:
     """Whether lanes on a problem of such shapes are little enough work to be one program."""
-    lanes, problem = shapes
-    if nbytes(problem.data) > _SMALL_DATA:
-        return False
-    return len(stages(lanes.status.shape[0], problem.model, problem.data, problem.index, None)) == 1
+    return nbytes(problem.data) <= _SMALL_DATA and len(_stages(lanes, problem)) == 1

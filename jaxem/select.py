@@ -28,7 +28,7 @@ from jaxem.progress import Report
 from jaxem.result import Result, describe, size
 from jaxem.slots import Index
 from jaxem.stopping import Stopping
-from jaxem.work import Problem
+from jaxem.work import Problem, Recipe
 
 if TYPE_CHECKING:
     from jaxtyping import Array
@@ -192,9 +192,10 @@ def _sweep(
     num_starts = validate.check_count("num_starts", num_starts, 1)
     counts = jnp.array([model.num_components for model in models])
     key, start = validate.check_key(key, "a random start"), start or KMeansPlusPlus()
-    options = {"num_starts": num_starts, "trace_size": trace_size}
     arguments = (start, control, largest, data, weights, key, counts)
-    work, ending = begin_work(_prepare, _finish(len(models)), arguments, options, EM(), control, num_groups=len(models))
+    options = {"num_starts": num_starts, "trace_size": trace_size}
+    recipe = Recipe(_prepare, _finish(len(models)), arguments, options)
+    work, ending = begin_work(recipe, EM(), control, num_groups=len(models))
 
     def asked() -> dict[str, str]:
         parts = {"models": largest, "components": counts, "data": data, "weights": weights}

@@ -7,6 +7,7 @@ the hands of the host, and the next piece goes on from there: no number depends 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -69,6 +70,26 @@ class Work:
     def restore(self, place: dict[str, Any], state: Any) -> None:
         """Go to that place."""
         raise unsupported(self, "restore", "going on from a checkpoint")
+
+
+class Recipe(NamedTuple):
+    """How lanes are made, and what is kept of them when they have ended.
+
+    prepare: jitted, from ``arguments`` and ``options`` (static, by name) to lanes and the problem. finish: jitted, from
+    lanes, problem and algorithm to what is kept.
+    """
+
+    prepare: Callable[..., Any]
+    finish: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
+    def prepared(self) -> tuple[Lane, Problem]:
+        return self.prepare(*self.arguments, **self.options)
+
+    def shapes(self) -> tuple[Any, Any]:
+        """Shapes and types of what `prepared` returns."""
+        return jax.eval_shape(functools.partial(self.prepare, **self.options), *self.arguments)
 
 
 class Ending(NamedTuple):
