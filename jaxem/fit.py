@@ -102,6 +102,8 @@ def fit(
     check_on_failure(on_failure)
     num_starts = validate.check_count("num_starts", num_starts, 1)
     trace_size = validate.check_count("trace_size", trace_size, 0)
+    if not isinstance(bucket, bool):
+        raise ValueError(f"bucket is True or False; got {bucket!r}")
     if isinstance(data, Stream):
         given = {"weights": weights, "race": race}
         options = {"key": key, "num_starts": num_starts, "params": params, "starts": starts, "start": start}

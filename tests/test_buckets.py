@@ -168,3 +168,8 @@ def test_a_fit_has_the_true_numbers():
     np.testing.assert_array_equal(padded.starts.steps, plain.starts.steps)
     np.testing.assert_allclose(padded.objective, plain.objective, rtol=1e-5)
     assert padded.weight == plain.weight == rows.num_examples == N
+
+
+def test_bucket_is_true_or_false():
+    with pytest.raises(ValueError, match="bucket is True or False; got 'small'"):
+        jaxem.fit(jaxem.Mixture(jaxem.Poisson(), 2), np.ones((9, 1)), key=jax.random.key(0), bucket="small")
