@@ -15,11 +15,12 @@ from jaxem.distributed import GlobalRows, global_rows
 from jaxem.lane import Control, Lane
 from jaxem.model import Algorithm, Data, Diagnosis, Model, UnsupportedError, as_data, float_type
 from jaxem.one_program import OneProgram, fits_one_program
+from jaxem.race_work import RaceWork
 from jaxem.result import ConvergenceWarning, FitError, Result, Starts, labels
 from jaxem.spread import LANES, ROWS, check_axes, replicated
 from jaxem.status import Status
 from jaxem.stopping import RelativeGain, Stopping
-from jaxem.work import Ending, LanesWork, Problem, Programs, Race, RaceWork, Recipe, Work
+from jaxem.work import Ending, LanesWork, Problem, Programs, Race, Recipe, Work
 from jaxem.wrappers.sharded import Sharded
 
 if TYPE_CHECKING:
