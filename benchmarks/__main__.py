@@ -6,12 +6,13 @@ import argparse
 import importlib
 import sys
 
-from benchmarks import report
+from benchmarks import guard, report
 from benchmarks.harness import Settings
 
 #: A suite is a module of this package with `DESCRIPTION` and `MEASURES` (name → function from Settings to rows), and, where
-#: it has a picture, `draw` (rows → what to say of it); `unavailable` says why it cannot run here, if it cannot.
-SUITES = ("fa", "gmm", "gpu", "hmm", "lca", "missing", "scale", "stream", "variants")
+#: it has a picture, `draw` (rows → what to say of it); `unavailable` says why it cannot run here, if it cannot. `table` is
+#: its own form of `report.table`. `guard` judges, so it has a command line of its own.
+SUITES = ("fa", "first", "gmm", "gpu", "guard", "hmm", "lca", "missing", "scale", "stream", "variants")
 
 
 def list_suites() -> None:
@@ -32,6 +33,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if "guard" in arguments:
+        return guard.main([word for word in arguments if word != "guard"])
     options = parse(arguments)
     if options.suite is None:
         list_suites()
@@ -58,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
             row.passed = None
         print("".join(f"  {report.line(row)}\n" for row in own), end="", file=sys.stderr, flush=True)
         rows += own
-    print(report.table(rows))
+    print(getattr(suite, "table", report.table)(rows))
     if options.quick:
         print("quick: sizes reduced, ratios mean nothing")
     else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 Arrays = dict[str, np.ndarray]
@@ -83,3 +85,15 @@ def factors(seed: int, n: int, d: int, size: int, strength: float = 1.0) -> Arra
         0.5, 2, d
     )
     return {"x": (x + rng.normal(0, 3, d)).astype(np.float32)}
+
+
+def unequal(count: int) -> list[np.ndarray]:
+    """Data sets of ``count`` lengths between 200 and 400, in no order, each of two features and three components."""
+    lengths = np.random.default_rng(0).permutation(np.linspace(200, 400, count).astype(int))
+    return [mixture(i, n, 2, 3, spread=3.0) for i, n in enumerate(lengths)]
+
+
+def iris() -> np.ndarray:
+    """Fisher's irises, [150, 4], read without any of the libraries that are compared."""
+    path = Path(__file__).resolve().parent.parent / "jaxem" / "datasets" / "iris.csv"
+    return np.loadtxt(path, np.float32, delimiter=",", skiprows=1, usecols=range(4))

@@ -125,6 +125,7 @@ from jaxem.models import (
     pair_posterior,
 )
 from jaxem.models.factor_analysis import PPCA, FactorAnalysis, FactorParams, FactorScores
+from jaxem.program_cache import cache_programs
 from jaxem.progress import Report
 from jaxem.result import BatchResult, ConvergenceWarning, FitError, Result, Starts
 from jaxem.select import Selection, select
@@ -296,6 +297,7 @@ __all__ = [
     "ZeroInflated",
     "ZeroInflatedParams",
     "bijections",
+    "cache_programs",
     "collapse_duplicates",
     "convergence_rate",
     "cross_validate",

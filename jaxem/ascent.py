@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxem.linalg import dot
 from jaxem.model import pytree, static, unsupported
+from jaxem.same_function import same
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
@@ -111,6 +111,14 @@ def _share_that_rises(
     return jax.lax.while_loop(falls, halve, (one, jax.lax.stop_gradient(objective(v + direction))))[0]
 
 
+def check_optimizer(optimizer: Any, example: str) -> None:
+    """Raise ValueError for what is no optax optimizer. Optax is imported where it is used: many fits never need it."""
+    import optax
+
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise ValueError(f"expected an optax optimizer, such as {example}; got {optimizer!r}")
+
+
 @pytree
 class Optax(Ascent):
     """``steps`` updates of an optax optimizer (`optax.adam(0.1)`, `optax.lbfgs()`, …), or the start where they fall.
@@ -122,14 +130,16 @@ class Optax(Ascent):
     steps: int = static(default=10)
 
     def __post_init__(self):
-        if not isinstance(self.optimizer, optax.GradientTransformation):
-            raise ValueError(f"expected an optax optimizer, such as optax.adam(0.1); got {self.optimizer!r}")
+        check_optimizer(self.optimizer, "optax.adam(0.1)")
         if not isinstance(self.steps, int) or self.steps < 1:
             raise ValueError(f"steps must be a whole number, at least 1; got {self.steps!r}")
+        object.__setattr__(self, "optimizer", same(self.optimizer))
 
     def climb(self, objective, start, moves=None, curvature=None, size=1.0):
         def loss(v: Array) -> Array:
             return -objective(v if moves is None else jnp.where(moves, v, start))
+
+        import optax
 
         optimizer = optax.with_extra_args_support(self.optimizer)
 
@@ -149,7 +159,11 @@ class Optax(Ascent):
 
 def default_ascent(num_coordinates: int) -> Ascent:
     """Newton's method for few coordinates, L-BFGS for many."""
-    return Newton() if num_coordinates <= _FEW_COORDINATES else Optax(optax.lbfgs())
+    if num_coordinates <= _FEW_COORDINATES:
+        return Newton()
+    import optax
+
+    return Optax(optax.lbfgs())
 
 
 def as_ascent(method: Any, steps: int | None) -> Ascent | None:

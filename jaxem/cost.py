@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+if TYPE_CHECKING:
+    from jax.extend.core import Jaxpr
 
 
 def nbytes(tree: Any) -> int:
@@ -41,8 +43,8 @@ def numbers_written(f: Callable[..., Any], *args: Any) -> int:
 
 
 def _peak(jaxpr: Jaxpr) -> int:
-    last_use = {v: i for i, e in enumerate(jaxpr.eqns) for v in e.invars if not isinstance(v, Literal)}
-    last_use |= {v: len(jaxpr.eqns) for v in jaxpr.outvars if not isinstance(v, Literal)}
+    last_use = {v: i for i, e in enumerate(jaxpr.eqns) for v in e.invars if not _is_literal(v)}
+    last_use |= {v: len(jaxpr.eqns) for v in jaxpr.outvars if not _is_literal(v)}
     alive: dict[Any, int] = {}
     most = 0
     for i, equation in enumerate(jaxpr.eqns):
@@ -51,11 +53,9 @@ def _peak(jaxpr: Jaxpr) -> int:
         results = {v: _bytes(v) for v in equation.outvars}
         most = max(most, sum(alive.values()) + max(inside, sum(results.values())))
         alive |= results
-        done = [
-            v for v in (*equation.invars, *equation.outvars) if not isinstance(v, Literal) and last_use.get(v, i) <= i
-        ]
-        for v in done:
-            alive.pop(v, None)
+        for v in (*equation.invars, *equation.outvars):
+            if not _is_literal(v) and last_use.get(v, i) <= i:
+                alive.pop(v, None)
     return most
 
 
@@ -72,10 +72,15 @@ def _inner(equation: Any) -> Iterator[Jaxpr]:
     """The jaxprs that an equation holds: of calls, loops and branches."""
     for value in equation.params.values():
         for part in value if isinstance(value, (tuple, list)) else (value,):
-            if isinstance(part, ClosedJaxpr):
+            # By what they have: their classes are in jax.extend, which takes as long to import as half of this package.
+            if hasattr(part, "jaxpr") and hasattr(part, "consts"):
                 yield part.jaxpr
-            elif isinstance(part, Jaxpr):
+            elif hasattr(part, "eqns") and hasattr(part, "invars"):
                 yield part
+
+
+def _is_literal(variable: Any) -> bool:
+    return hasattr(variable, "val")
 
 
 def _shape(variable: Any) -> tuple[int, ...]:

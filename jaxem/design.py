@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxem.linalg import add_to_diagonal, cholesky, dot, inverse_lower
+from jaxem.linalg import add_to_diagonal, dot, factor
 from jaxem.model import pytree, static
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def calibrate_design(inputs: Array, weights: Array | None, intercept: bool, dtyp
     columns = Design(intercept, center, scale).columns(inputs, dtype)
     p = columns.shape[-1]
     moment = add_to_diagonal(dot(columns.T * each, columns), 64 * p * eps * jnp.ones((), dtype))
-    white = dot(columns, inverse_lower(cholesky(moment)).T)
+    white = dot(columns, factor(moment)[1].T)
     present = each > 0
     radius = jnp.sqrt(jnp.max(jnp.where(present, jnp.sum(white**2, axis=-1), 0)))
     box = jnp.max(jnp.where(present[:, None], jnp.abs(columns), 0), axis=0)

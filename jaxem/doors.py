@@ -14,11 +14,13 @@ from jaxem import layout, validate
 from jaxem.distributed import GlobalRows, global_rows
 from jaxem.lane import Control, Lane
 from jaxem.model import Algorithm, Data, Diagnosis, Model, UnsupportedError, as_data, float_type
+from jaxem.one_program import OneProgram, fits_one_program
+from jaxem.race_work import RaceWork
 from jaxem.result import ConvergenceWarning, FitError, Result, Starts, labels
 from jaxem.spread import LANES, ROWS, check_axes, replicated
 from jaxem.status import Status
 from jaxem.stopping import RelativeGain, Stopping
-from jaxem.work import LanesWork, Problem, Race, RaceWork, Work
+from jaxem.work import Ending, LanesWork, Problem, Programs, Race, Recipe, Work
 from jaxem.wrappers.sharded import Sharded
 
 if TYPE_CHECKING:
@@ -180,3 +182,29 @@ def work_on(race: Race | None, num_groups: int, lanes: Lane, problem: Problem, a
     if race is None or race.keep >= per_group:
         return LanesWork(lanes, problem, algorithm, control, programs)
     return RaceWork(race, num_groups, lanes, problem, algorithm, control, programs)
+
+
+def begin_work(
+    recipe: Recipe,
+    algorithm: Algorithm,
+    control: Control,
+    race: Race | None = None,
+    programs: Programs = Programs(),
+    num_groups: int = 1,
+) -> tuple[Work, Ending]:
+    """Lanes ready to go, and how their end is told: one program where they are little work.
+
+    num_groups: data sets of which the lanes are the starts.
+    """
+    if race is None and type(programs) is Programs:
+        shapes = recipe.shapes()
+        if fits_one_program(*shapes):
+            small = OneProgram(recipe, algorithm, control, *shapes)
+            return small, Ending(lambda: small.ended, lambda: small.ended_like)
+    lanes, problem = recipe.prepared()
+    work = work_on(race, num_groups, lanes, problem, algorithm, control, programs)
+
+    def end() -> Any:
+        return programs.everywhere(recipe.finish(work.lanes, problem, algorithm))
+
+    return work, Ending(end, lambda: jax.eval_shape(end))

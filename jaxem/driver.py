@@ -20,7 +20,7 @@ import numpy as np
 from jaxem.algorithms.em import EM
 from jaxem.implicit import fixed_point_tangent
 from jaxem.lane import Control, Lane, begin, input_status
-from jaxem.model import Algorithm, Model, pytree
+from jaxem.model import Algorithm, Diagnosis, Model, pytree
 from jaxem.slots import Index, axes_of, drive, problem_of, put, take
 from jaxem.status import USABLE, Status
 
@@ -78,7 +78,6 @@ def _run(trace_size: int, problem: Any, params: Any, algorithm: Algorithm, contr
     return _run_primal(jnp.full(trace_size, jnp.nan, dtype), problem, params, algorithm, control)
 
 
-@_run_primal.defjvp
 def _run_jvp(primals, tangents):
     _, problem, _, algorithm, _ = primals
     algorithm = algorithm.limit()
@@ -96,6 +95,10 @@ def _run_jvp(primals, tangents):
     )
     zero = jax.tree.map(_zero_tangent, (result.steps, result.status, result.trace))
     return result, Run(params_dot, objective_dot, log_likelihood_dot, *zero)
+
+
+# What has no tangent is said so: its derivatives are not compiled.
+_run_primal.defjvp(_run_jvp, symbolic_zeros=True)
 
 
 def _zero_tangent(leaf: Array) -> Any:
@@ -249,6 +252,11 @@ def _evaluated(lanes: Lane, model, data, weights, index: Index) -> Lane:
 
 def finish_lanes(lanes: Lane, model, data, weights, index: Index, algorithm: Algorithm) -> Run:
     """The result of every lane; a usable one with a collapsed component is degenerate, one that still runs interrupted."""
+    return finish_and_diagnose(lanes, model, data, weights, index, algorithm)[0]
+
+
+def finish_and_diagnose(lanes: Lane, model, data, weights, index: Index, algorithm: Algorithm) -> tuple[Run, Diagnosis]:
+    """`finish_lanes`, and what `Model.diagnose` says of every lane."""
     interrupted = lanes.status == Status.RUNNING
     lanes = dataclasses.replace(lanes, status=jnp.where(interrupted, jnp.int32(Status.INTERRUPTED), lanes.status))
     if algorithm.estimates:
@@ -259,12 +267,13 @@ def finish_lanes(lanes: Lane, model, data, weights, index: Index, algorithm: Alg
         own_model, own_data, own_weights = (
             (model, data, weights) if axes == (None,) * 3 else problem_of(model, data, weights, index, lane)
         )
-        return jnp.any(own_model.diagnose(params, own_model.num_observations(own_data, own_weights)).degenerate)
+        return own_model.diagnose(params, own_model.num_observations(own_data, own_weights))
 
-    degenerate = jax.vmap(judge)(lanes.best, jnp.arange(lanes.status.shape[0], dtype=jnp.int32))
+    diagnosis = jax.vmap(judge)(lanes.best, jnp.arange(lanes.status.shape[0], dtype=jnp.int32))
+    degenerate = jnp.any(diagnosis.degenerate.reshape(lanes.status.shape[0], -1), axis=1)
     usable = jnp.isin(lanes.status, jnp.array(USABLE))
     status = jnp.where(usable & degenerate, jnp.int32(Status.DEGENERATE), lanes.status)
     # A lane that was cut short has already moved on from the parameters it reports.
     ahead = (lanes.status == Status.MAX_STEPS) | (lanes.status == Status.OUTRACED) | interrupted
     steps = jnp.where(ahead, jnp.maximum(lanes.step - 1, 0), lanes.step)
-    return Run(lanes.best, lanes.objective, lanes.log_likelihood, steps, status, lanes.trace)
+    return Run(lanes.best, lanes.objective, lanes.log_likelihood, steps, status, lanes.trace), diagnosis

@@ -14,22 +14,24 @@ from jax.sharding import Mesh
 
 from jaxem import memory, validate
 from jaxem.algorithms.em import EM
+from jaxem.buckets import pad
 from jaxem.checkpoint import Checkpoint, fingerprint
 from jaxem.doors import (
     OnFailure,
+    begin_work,
     check_on_failure,
     checked,
     control_of,
     given_starts,
     make_result,
     report,
-    work_on,
 )
-from jaxem.driver import finish_lanes, rankable, start_lanes
+from jaxem.driver import finish_and_diagnose, rankable, start_lanes
 from jaxem.host import Watch, drive
-from jaxem.initialize import KMeansPlusPlus, Start
+from jaxem.initialize import KMeansPlusPlus, Start, split_keys
 from jaxem.lane import Lane
 from jaxem.model import Algorithm, Model, float_type
+from jaxem.programs import jit
 from jaxem.progress import Report
 from jaxem.result import Result
 from jaxem.slots import Index
@@ -37,7 +39,7 @@ from jaxem.spread import ROWS, check_axes, programs_of
 from jaxem.stopping import Stopping
 from jaxem.streaming import begin_stream, end_stream
 from jaxem.streams import Stream
-from jaxem.work import Problem, Race
+from jaxem.work import Problem, Race, Recipe
 from jaxem.wrappers.sharded import Sharded
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ def fit(
     stopping: Stopping | None = None,
     algorithm: Algorithm = EM(),
     race: Race | None = None,
+    bucket: bool = True,
     trace_size: int = 256,
     on_failure: OnFailure = None,
     mesh: Mesh | None = None,
@@ -78,7 +81,9 @@ def fit(
     several, with a leading axis. tol: the least gain per example worth another step (shorthand for
     ``stopping=RelativeGain(tol)``, 1e-6 by default; an algorithm with noisy objectives has a rule of its own).
     max_steps, min_steps: bounds on the parameter updates.
-    race: drop starts that are behind after a short run. trace_size: how many objectives to keep of every start.
+    race: drop starts that are behind after a short run. bucket: False fits the data in their own size; by default small
+    data are padded, with rows of weight 0, to one of a few sizes, so that data sets of many lengths share a program.
+    trace_size: how many objectives to keep of every start.
     on_failure: "raise" unless the best start converged; "warn" or "ignore" whatever happens; by default raise when no
     start is usable, warn when the best one did not converge.
     mesh: devices (`jaxem.make_mesh`): rows are shared out over its axis "data", starts over its axis "lanes". Of several
@@ -97,6 +102,8 @@ def fit(
     check_on_failure(on_failure)
     num_starts = validate.check_count("num_starts", num_starts, 1)
     trace_size = validate.check_count("trace_size", trace_size, 0)
+    if not isinstance(bucket, bool):
+        raise ValueError(f"bucket is True or False; got {bucket!r}")
     if isinstance(data, Stream):
         given = {"weights": weights, "race": race}
         options = {"key": key, "num_starts": num_starts, "params": params, "starts": starts, "start": start}
@@ -109,27 +116,29 @@ def fit(
         key = validate.check_key(key, "a random start")
     key = None if given is not None else key
     start = start or KMeansPlusPlus()
+    given_data, given_weights = data, weights
+    if bucket and mesh is None:
+        model, data, weights = pad(
+            model, data, weights, start=None if given is not None else start, algorithm=algorithm
+        )
 
     def asked() -> dict[str, str]:
         rules = (control, race, trace_size)
         return fingerprint(
             model=model,
-            data=data,
-            weights=weights,
+            data=given_data,
+            weights=given_weights,
             starts=(given, key, num_starts, start),
             algorithm=algorithm,
             rules=rules,
         )
 
     def attempt(model: Model) -> Result:
-        lanes, problem = _prepare(
-            start, algorithm, control, model, data, weights, key, given, num_starts=num_starts, trace_size=trace_size
-        )
-        programs = programs_of(mesh)
-        work = work_on(race, 1, lanes, problem, algorithm, control, programs)
+        arguments = (start, algorithm, control, model, data, weights, key, given)
+        recipe = Recipe(_prepare, _finish, arguments, {"num_starts": num_starts, "trace_size": trace_size})
+        work, ending = begin_work(recipe, algorithm, control, race, programs_of(mesh))
         drive(work, watch, asked)
-        ended = programs.everywhere((*_finish(work.lanes, problem, algorithm), problem.model))
-        run, diagnosis, best, weight, fitted = jax.device_get(ended)
+        run, diagnosis, best, weight, fitted = jax.device_get(ending.end())
         fitted = (fitted.model if isinstance(fitted, Sharded) and mesh is not None else fitted).specialize(None)
         return make_result(fitted, run, diagnosis, int(best), rows, float(weight))
 
@@ -140,7 +149,7 @@ def fit(
         lambda m: memory.in_blocks(m, data),
         lambda m: "the E-step in smaller blocks (jaxem.Chunked)",
     )
-    report(result, data, on_failure)
+    report(result, given_data, on_failure)
     return result
 
 
@@ -171,23 +180,23 @@ def _fit_stream(model, stream: Stream, mesh, watch: Watch, on_failure, given: di
     return dataclasses.replace(result, model=own)
 
 
-@functools.partial(jax.jit, static_argnames=("num_starts", "trace_size"))
+@functools.partial(jit, static_argnames=("num_starts", "trace_size"))
 def _prepare(start, algorithm, control, model, data, weights, key, given, *, num_starts, trace_size):
     """Everything before the loop: lanes at their starts, and what they work on."""
     model = model.calibrate(data, weights)
     if given is None:
-        keys = jax.random.split(key, num_starts)
+        keys = split_keys(key, num_starts)
         given = jax.vmap(lambda k: model.init(k, data, weights, start))(keys)
     prepared, weights = model.compress(data, weights)
     lanes = start_lanes(model, given, prepared, weights, Index(), algorithm, control, trace_size)
     return lanes, Problem(model, prepared, weights)
 
 
-@jax.jit
+@jit
 def _finish(lanes: Lane, problem: Problem, algorithm):
     """Everything after the loop: how each lane ended, and which is the best."""
     model, data, weights = problem.model, problem.data, problem.weights
-    run = finish_lanes(lanes, model, data, weights, problem.index, algorithm)
+    run, diagnosis = finish_and_diagnose(lanes, model, data, weights, problem.index, algorithm)
     best = jnp.argmax(rankable(run.objective, run.status))
     weight = model.num_observations(data, weights)
-    return run, jax.vmap(lambda p: model.diagnose(p, weight))(run.params), best, weight
+    return run, diagnosis, best, weight, model

@@ -18,19 +18,20 @@ from jaxem import memory, validate
 from jaxem.algorithms.em import EM
 from jaxem.checkpoint import Checkpoint, fingerprint
 from jaxem.cost import nbytes
-from jaxem.doors import OnFailure, check_on_failure, control_of, count_of, starts_of, tally, work_on
-from jaxem.driver import finish_lanes, rankable, start_lanes
+from jaxem.doors import OnFailure, begin_work, check_on_failure, control_of, count_of, starts_of, tally
+from jaxem.driver import finish_and_diagnose, rankable, start_lanes
 from jaxem.host import Watch, drive
 from jaxem.initialize import KMeansPlusPlus, Start
 from jaxem.lane import Lane
 from jaxem.model import Algorithm, Model, float_type
+from jaxem.programs import jit
 from jaxem.progress import Report
 from jaxem.result import BatchResult, ConvergenceWarning, FitError
 from jaxem.slots import Index
 from jaxem.spread import LANES, check_axes, programs_of
 from jaxem.status import Status
 from jaxem.stopping import Stopping
-from jaxem.work import Groups, Problem, Race, Work
+from jaxem.work import Ending, Groups, Problem, Race, Recipe, Work
 
 if TYPE_CHECKING:
     from jaxtyping import Array
@@ -169,19 +170,13 @@ class _Batch:
 
     def groups(self, size: int) -> Groups:
         size = -(-size // self.devices) * self.devices
-        at_work: list[Problem] = []
+        rules = (self.algorithm, self.control, self.race, self.programs)
 
-        def begin(first: int) -> Work:
-            at_work.clear()  # before the next one is made: there may be no room for two
-            lanes, problem = _prepare_batch(*self._arguments(first, size), **self._options)
-            at_work.append(problem)
-            return work_on(self.race, size, lanes, problem, self.algorithm, self.control, self.programs)
+        def begin(first: int) -> tuple[Work, Ending]:
+            recipe = Recipe(_prepare_batch, _finish_batch, self._arguments(first, size), self._options)
+            return begin_work(recipe, *rules, num_groups=size)
 
-        def end(work: Work) -> Any:
-            ended = _finish_batch(work.lanes, at_work[0], self.algorithm, num_starts=self.num_starts)
-            return self.programs.everywhere(ended)
-
-        return Groups([functools.partial(begin, first) for first in range(0, self.sets, size)], end)
+        return Groups([functools.partial(begin, first) for first in range(0, self.sets, size)])
 
     def result(self, kept: list[Any]) -> BatchResult:
         fitted, run, diagnosis, best, weight = jax.tree.map(lambda *parts: np.concatenate(parts)[: self.sets], *kept)
@@ -212,7 +207,7 @@ def _never(kept: Any) -> Any:
     return unknown(fitted), run, unknown(diagnosis), unknown(best), unknown(weight)
 
 
-@functools.partial(jax.jit, static_argnames=("num_starts", "trace_size"))
+@functools.partial(jit, static_argnames=("num_starts", "trace_size"))
 def _prepare_batch(start, algorithm, control, model, data, weights, keys, given, *, num_starts, trace_size):
     sets = jax.tree.leaves(data)[0].shape[0]
 
@@ -240,15 +235,15 @@ def _prepare_batch(start, algorithm, control, model, data, weights, keys, given,
     return lanes, Problem(models, prepared, weights, index)
 
 
-@functools.partial(jax.jit, static_argnames=("num_starts",))
-def _finish_batch(lanes: Lane, problem: Problem, algorithm, *, num_starts):
+@jit
+def _finish_batch(lanes: Lane, problem: Problem, algorithm):
     models, prepared, weights = problem.model, problem.data, problem.weights
-    run = finish_lanes(lanes, models, prepared, weights, problem.index, algorithm)
-    sets = lanes.status.shape[0] // num_starts
-    run = jax.tree.map(lambda a: a.reshape(sets, num_starts, *a.shape[1:]), run)
+    run, diagnosis = finish_and_diagnose(lanes, models, prepared, weights, problem.index, algorithm)
+    sets = jax.tree.leaves(prepared)[0].shape[0]
+    axes = (sets, lanes.status.shape[0] // sets)
+    run, diagnosis = jax.tree.map(lambda a: a.reshape(*axes, *a.shape[1:]), (run, diagnosis))
     best = jnp.argmax(rankable(run.objective, run.status), axis=1)
     weight = jax.vmap(lambda m, d, w: m.num_observations(d, w))(models, prepared, weights)
-    diagnosis = jax.vmap(lambda m, p, w: jax.vmap(lambda q: m.diagnose(q, w))(p))(models, run.params, weight)
     return models, run, diagnosis, best, weight
 
 

@@ -24,7 +24,6 @@ from jaxem.work import Work
 _log = logging.getLogger("jaxem")
 # A slice should last so long: short enough to answer Ctrl-C, long enough to cost nothing.
 _SLICE_SECONDS = 0.5
-_FIRST_BUDGET = 64
 _LARGEST_BUDGET = 2**24
 # A slice that takes this many times as long as the one before, and at least so long, is said.
 _FAR_LONGER = 20.0
@@ -131,7 +130,7 @@ def drive(work: Work, watch: Watch, asked: Callable[[], dict[str, str]]) -> bool
     The first Ctrl-C ends the work after the slice at hand; the second one is a KeyboardInterrupt, as usual.
     """
     watch.begin(work, asked)
-    pace = _Pace()
+    pace = _Pace(work.first_budget)
     with _interrupts() as interrupted:
         while not work.finished and not pace.agreed_to_stop(interrupted.is_set()):
             budget = pace.agreed_budget(watch.most(work))
@@ -156,8 +155,8 @@ def _agreed(value: Any, among: Callable[[np.ndarray], Any]) -> Any:
 class _Pace:
     """How many units a slice has, so that slices last about as long as they should; the same in every process."""
 
-    def __init__(self):
-        self._budget = _FIRST_BUDGET
+    def __init__(self, first_budget: int):
+        self._budget = first_budget
         self._last: float | None = None
 
     def agreed_to_stop(self, wanted: bool) -> bool:

@@ -11,6 +11,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -18,6 +19,30 @@ from jaxem.model import Data, Prepared
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool
+
+# Bytes that are brought from a device to the host to be checked there.
+_SMALL_TRANSFER = 2**26
+
+
+def namespace(array: Any) -> Any:
+    """NumPy for its arrays, else ``jax.numpy``: checks on the host compile nothing."""
+    return np if isinstance(array, np.ndarray) else jnp
+
+
+def on_host(data: Any) -> Any:
+    """The data as NumPy arrays, for checks: each operation on a device is a program to compile.
+
+    Arrays of a CPU are not copied, and neither is what no host could hold: those of other devices stay there.
+    """
+
+    def seen(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer):
+            return leaf
+        local = getattr(leaf, "is_fully_addressable", True)
+        small = leaf.nbytes <= _SMALL_TRANSFER or all(d.platform == "cpu" for d in leaf.devices())
+        return np.asarray(leaf) if local and small else leaf
+
+    return jax.tree.map(seen, data)
 
 
 def lead(data: Data) -> tuple[int, ...]:
@@ -49,8 +74,9 @@ def normal(data: Data, sequential: bool, filler: Any) -> Data:
     elif sequential:
         if data.lengths is not None:
             raise ValueError("lengths belong to padded sequences, [B, T, D]; flat ones, [N, D], have starts")
-        starts = jnp.zeros(x.shape[0], bool) if data.starts is None else data.starts.astype(bool)
-        data = dataclasses.replace(data, starts=starts.at[0].set(True))
+        xp = namespace(x)
+        first = xp.arange(x.shape[0]) == 0
+        data = dataclasses.replace(data, starts=first if data.starts is None else first | data.starts.astype(bool))
     return hidden(data, filler)
 
 
@@ -61,11 +87,12 @@ def hidden(data: Data, filler: Any) -> Data:
         return data
     within = _within(data)
     inputs, labels = data.inputs, data.labels
+    xp = namespace(data.x)
     if inputs is not None and within is not None:
-        inputs = jnp.where(within[..., None], inputs, 0)
+        inputs = xp.where(within[..., None], inputs, 0)
     if labels is not None and within is not None:
-        labels = jnp.where(within, labels, -1)
-    x = jnp.where(cells, data.x, jnp.asarray(filler, data.x.dtype))
+        labels = xp.where(within, labels, -1)
+    x = xp.where(cells, data.x, xp.asarray(filler, data.x.dtype))
     return dataclasses.replace(data, x=x, inputs=inputs, labels=labels)
 
 
@@ -89,7 +116,7 @@ def whole(data: Data, filler: float) -> Data:
     data = normal(dataclasses.replace(data, labels=None), True, filler)
     lengths = data.lengths
     if lengths is None:
-        lengths = jnp.full(data.x.shape[0], data.x.shape[1], jnp.int32)
+        lengths = namespace(data.x).full(data.x.shape[0], data.x.shape[1], np.int32)
     return dataclasses.replace(data, lengths=lengths, labels=labels)
 
 
@@ -105,7 +132,7 @@ def observed(data: Data) -> Bool[Array, "*N"] | None:
 def _within(data: Data) -> Bool[Array, "B T"] | None:
     if data.lengths is None or data.x.ndim < 3:
         return None
-    return jnp.arange(data.x.shape[1]) < data.lengths[:, None]
+    return namespace(data.x).arange(data.x.shape[1]) < data.lengths[:, None]
 
 
 def _check_shapes(data: Data) -> None:

@@ -34,7 +34,7 @@ import numpy as np
 
 from jaxem.blocks import LONG, LONG_BLOCK, block_size_near, product_over_rows, sum_over_blocks
 from jaxem.design import pairs, symmetric
-from jaxem.linalg import cholesky, diagonal, dot, inverse_lower
+from jaxem.linalg import cholesky, diagonal, dot, factor
 from jaxem.model import num_examples, pytree
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def solve(gram: Float[Array, "*K P P"], gradient: Float[Array, "*K P"], least: F
     pivots = diagonal(cholesky(_with_diagonal(scaled, jnp.where(lively, ridge, 1)))) ** 2
     free = lively & (pivots > 16 * ridge)
     scaled = jnp.where(free[..., :, None] & free[..., None, :], scaled, 0)
-    root = inverse_lower(cholesky(_with_diagonal(scaled, jnp.where(free, ridge, 1))))
+    root = factor(_with_diagonal(scaled, jnp.where(free, ridge, 1)))[1]
     target = jnp.where(free, gradient * unit, 0)
 
     def apply(v: Array) -> Array:

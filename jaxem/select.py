@@ -16,18 +16,19 @@ import numpy as np
 from jaxem import validate
 from jaxem.algorithms.em import EM
 from jaxem.checkpoint import Checkpoint, fingerprint
-from jaxem.doors import check_on_failure, checked, control_of, make_result, report
-from jaxem.driver import finish_lanes, rankable, start_lanes
+from jaxem.doors import begin_work, check_on_failure, checked, control_of, make_result, report
+from jaxem.driver import finish_and_diagnose, rankable, start_lanes
 from jaxem.fit import fit
 from jaxem.host import Watch, drive
 from jaxem.inference import icl
 from jaxem.initialize import KMeansPlusPlus, Start
 from jaxem.model import Data, Diagnosis, Model, pytree, static
+from jaxem.programs import jit
 from jaxem.progress import Report
 from jaxem.result import Result, describe, size
 from jaxem.slots import Index
 from jaxem.stopping import Stopping
-from jaxem.work import LanesWork, Problem
+from jaxem.work import Problem, Recipe
 
 if TYPE_CHECKING:
     from jaxtyping import Array
@@ -191,17 +192,18 @@ def _sweep(
     num_starts = validate.check_count("num_starts", num_starts, 1)
     counts = jnp.array([model.num_components for model in models])
     key, start = validate.check_key(key, "a random start"), start or KMeansPlusPlus()
+    arguments = (start, control, largest, data, weights, key, counts)
     options = {"num_starts": num_starts, "trace_size": trace_size}
-    lanes, problem = _prepare(start, control, largest, data, weights, key, counts, **options)
-    work = LanesWork(lanes, problem, EM(), control)
+    recipe = Recipe(_prepare, _finish(len(models)), arguments, options)
+    work, ending = begin_work(recipe, EM(), control, num_groups=len(models))
 
     def asked() -> dict[str, str]:
         parts = {"models": largest, "components": counts, "data": data, "weights": weights}
         return fingerprint(starts=(key, start), rules=(control, num_starts, trace_size), **parts)
 
     drive(work, watch, asked)
-    run, diagnosis, best, weight = jax.device_get(_finish(work.lanes, problem, num_models=len(models)))
-    fitted = problem.model.specialize(None)
+    run, diagnosis, best, weight, fitted = jax.device_get(ending.end())
+    fitted = fitted.specialize(None)
     results = []
     for i, model in enumerate(models):
         k = model.num_components
@@ -224,7 +226,7 @@ def _trim(model: Model, params: Any, k: int) -> Any:
     return jax.tree.map(lambda *a: np.stack(a), *trimmed)
 
 
-@functools.partial(jax.jit, static_argnames=("num_starts", "trace_size"))
+@functools.partial(jit, static_argnames=("num_starts", "trace_size"))
 def _prepare(start, control, model, data, weights, key, counts, *, num_starts, trace_size):
     model = model.calibrate(data, weights)
     keys = jax.random.split(key, (counts.shape[0], num_starts))
@@ -239,13 +241,18 @@ def _prepare(start, control, model, data, weights, key, counts, *, num_starts, t
     return lanes, Problem(model, prepared, weights)
 
 
-@functools.partial(jax.jit, static_argnames=("num_models",))
-def _finish(lanes, problem: Problem, *, num_models):
-    model, data, weights = problem.model, problem.data, problem.weights
-    run = finish_lanes(lanes, model, data, weights, problem.index, EM())
-    weight = model.num_observations(data, weights)
-    diagnosis = jax.vmap(lambda p: model.diagnose(p, weight))(run.params)
-    axes = (num_models, lanes.status.shape[0] // num_models)
-    run, diagnosis = jax.tree.map(lambda a: a.reshape(*axes, *a.shape[1:]), (run, diagnosis))
-    best = jnp.argmax(rankable(run.objective, run.status), axis=1)
-    return run, diagnosis, best, weight
+@functools.cache
+def _finish(num_models: int) -> Any:
+    """What is kept of the lanes of so many models, jitted: the same function for the same number."""
+
+    @jit
+    def finish(lanes, problem: Problem, algorithm):
+        model, data, weights = problem.model, problem.data, problem.weights
+        run, diagnosis = finish_and_diagnose(lanes, model, data, weights, problem.index, algorithm)
+        weight = model.num_observations(data, weights)
+        axes = (num_models, lanes.status.shape[0] // num_models)
+        run, diagnosis = jax.tree.map(lambda a: a.reshape(*axes, *a.shape[1:]), (run, diagnosis))
+        best = jnp.argmax(rankable(run.objective, run.status), axis=1)
+        return run, diagnosis, best, weight, model
+
+    return finish

@@ -96,7 +96,7 @@ class MeshPrograms(Programs):
         index = problem.index
         parts = self._parts if index.data is not None else self.mesh.shape[ROWS] if shared_out else 1
         data = jax.tree.map(lambda a: jax.ShapeDtypeStruct((a.shape[0] // parts, *a.shape[1:]), a.dtype), problem.data)
-        return stages(own, problem.model, data, index, None)
+        return stages(own.status.shape[0], problem.model, data, index, None)
 
     def enter(self, lanes: Lane, stage: Stage) -> Flight:
         return self._enter(lanes, stage)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -10,6 +12,9 @@ import numpy as np
 
 from jaxem import layout
 from jaxem.model import Data, Model, Prepared, UnsupportedError
+
+# Numbers that a check looks at together.
+_PIECE = 2**20
 
 
 def check_model(model: Any) -> None:
@@ -51,7 +56,7 @@ def observations(data: Any) -> Any:
     """x, where the data are an array or a `Data`."""
     if isinstance(data, Data):
         return data.x
-    return data if isinstance(data, (jax.Array, jax.ShapeDtypeStruct)) else None
+    return data if isinstance(data, (jax.Array, np.ndarray, jax.ShapeDtypeStruct)) else None
 
 
 def _numbers(leaf: Any) -> Any:
@@ -113,18 +118,36 @@ def check_data(model: Model, data: Any, batch: int = 0, total: int | None = None
     if rows < model.min_examples:
         raise ValueError(f"{model.num_components} components need at least as many rows; got {rows}")
     if not batch:
-        read = layout.hidden(data, 0.0) if isinstance(data, Data) else data
+        seen = layout.on_host(data)
+        read = layout.hidden(seen, 0.0) if isinstance(seen, Data) else seen
         for path, leaf in jax.tree_util.tree_leaves_with_path(read):
-            if jnp.issubdtype(leaf.dtype, jnp.floating) and not bool(jnp.all(jnp.isfinite(leaf))):
+            if not all_finite(leaf):
                 raise ValueError(_first_bad(leaf, jax.tree_util.keystr(path)))
-        model.validate(data)
+        model.validate(seen)
     return shape[-1]
 
 
-def _first_bad(leaf: jax.Array, name: str) -> str:
-    bad = np.argwhere(~np.isfinite(np.asarray(leaf)))
+def all_finite(leaf: Any) -> bool:
+    """Whether every number of an array is finite; of the host's a piece at a time, in little memory."""
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return True
+    if not isinstance(leaf, np.ndarray):
+        return bool(jnp.all(jnp.isfinite(leaf)))
+    return all(np.isfinite(piece).all() for piece in _pieces(leaf))
+
+
+def _pieces(array: np.ndarray) -> Iterator[np.ndarray]:
+    """The rows of an array, some at a time."""
+    array = np.atleast_1d(array)
+    rows = max(1, _PIECE // max(1, array[:1].size))
+    return (array[begin : begin + rows] for begin in range(0, len(array), rows))
+
+
+def _first_bad(leaf: Any, name: str) -> str:
+    host = np.asarray(leaf)
+    bad = np.argwhere(~np.isfinite(host))
     where = bad[0]
-    value = np.asarray(leaf)[tuple(where)]
+    value = host[tuple(where)]
     axes = ("sequence", "step", "column") if len(where) == 3 else ("row", "column")
     place = ", ".join(f"{axis} {i}" for axis, i in zip(axes, where, strict=False))
     rows = len(np.unique(bad[:, 0]))
@@ -142,7 +165,7 @@ def check_weights(weights: Any, shape: tuple[int, ...], dtype: Any, least: int) 
     """
     if weights is None:
         return None
-    weights = jnp.asarray(weights)
+    weights = weights if isinstance(weights, jax.Array) else np.asarray(weights)
     if weights.shape != shape:
         raise ValueError(f"weights need one number per example, shape {shape}; got shape {weights.shape}")
     host = np.asarray(weights)
@@ -156,7 +179,7 @@ def check_weights(weights: Any, shape: tuple[int, ...], dtype: Any, least: int) 
     if np.any(present < least):
         few = int(np.min(present))
         raise ValueError(f"a fit of {least} components needs at least {least} rows of positive weight; got {few}")
-    return weights.astype(dtype)
+    return weights.astype(dtype) if isinstance(weights, jax.Array) else jax.device_put(weights.astype(dtype))
 
 
 def check_weights_of_sequences(model: Model, data: Any, weights: jax.Array | None) -> None:
@@ -181,10 +204,24 @@ def constant_columns(data: Any) -> list[int]:
     x = observations(data)
     if x is None or x.ndim < 2 or x.shape[0] < 2:
         return []
-    cells = layout.seen(data) if isinstance(data, Data) else None
+    host = layout.on_host(data)
+    x, cells = observations(host), layout.seen(host) if isinstance(host, Data) else None
+    xp: Any = np if isinstance(x, np.ndarray) else jnp
     rows = tuple(range(x.ndim - 1))
-    low, high = (x, x) if cells is None else (jnp.where(cells, x, jnp.inf), jnp.where(cells, x, -jnp.inf))
-    return [int(i) for i in np.flatnonzero(np.asarray(jnp.min(low, axis=rows) >= jnp.max(high, axis=rows)))]
+    pieces = [(x, cells)] if xp is jnp else zip(_pieces(x), _pieces_like(x, cells))
+    lows, highs = [], []
+    for part, seen in pieces:
+        low, high = (part, part) if seen is None else (xp.where(seen, part, xp.inf), xp.where(seen, part, -xp.inf))
+        lows.append(xp.min(low, axis=rows))
+        highs.append(xp.max(high, axis=rows))
+        if xp is np and not np.any(np.min(lows, axis=0) >= np.max(highs, axis=0)):
+            return []
+    return [int(i) for i in np.flatnonzero(np.min(np.asarray(lows), axis=0) >= np.max(np.asarray(highs), axis=0))]
+
+
+def _pieces_like(x: np.ndarray, cells: Any) -> Iterator[Any]:
+    """Which cells are observed, cut as `_pieces` cuts x."""
+    return itertools.repeat(None) if cells is None else _pieces(np.broadcast_to(cells, x.shape))
 
 
 def check_count(name: str, value: Any, least: int) -> int:
@@ -203,7 +240,7 @@ def check_params(model: Model, params: Any, data: Any, lead: tuple[int, ...] = (
     """Starting parameters: finite floats, shaped as the model shapes them, with ``lead`` axes in front."""
     params = jax.tree.map(jnp.asarray, params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not bool(jnp.all(jnp.isfinite(leaf))):
+        if not all_finite(layout.on_host(leaf)):
             raise ValueError(f"starting parameters hold NaN or infinity in {jax.tree_util.keystr(path)}")
     try:
         expected = jax.eval_shape(lambda d: model.calibrate(d).init(jax.random.key(0), d), data)

@@ -6,19 +6,18 @@ the hands of the host, and the next piece goes on from there: no number depends 
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxem import validate
-from jaxem.driver import race, short_run
 from jaxem.lane import Control, Lane
 from jaxem.model import Algorithm, pytree, static, unsupported
-from jaxem.slots import Flight, Index, Stage, enter, fly, leave, put, stages, take
+from jaxem.programs import jit
+from jaxem.slots import Flight, Index, Stage, enter, fly, leave, stages
 
 if TYPE_CHECKING:
     from jaxtyping import Array
@@ -31,6 +30,8 @@ class Work:
     unit: str = "step"
     #: Counted since the beginning.
     ticks: int
+    #: The budget of the first slice, whose pace is not known.
+    first_budget: int = 64
 
     @property
     def finished(self) -> bool:
@@ -68,6 +69,33 @@ class Work:
         raise unsupported(self, "restore", "going on from a checkpoint")
 
 
+class Recipe(NamedTuple):
+    """How lanes are made, and what is kept of them when they have ended.
+
+    prepare: jitted, from ``arguments`` and ``options`` (static, by name) to lanes and the problem. finish: jitted, from
+    lanes, problem and algorithm to what is kept.
+    """
+
+    prepare: Callable[..., Any]
+    finish: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
+    def prepared(self) -> tuple[Lane, Problem]:
+        return self.prepare(*self.arguments, **self.options)
+
+    def shapes(self) -> tuple[Any, Any]:
+        """Shapes and types of what `prepared` returns."""
+        return jax.eval_shape(functools.partial(self.prepare, **self.options), *self.arguments)
+
+
+class Ending(NamedTuple):
+    """What is kept of a work that has ended, a pytree of arrays, and its shapes and types before it has."""
+
+    end: Callable[[], Any]
+    like: Callable[[], Any]
+
+
 @pytree
 class Problem:
     """What lanes work on, and which lane sees which data set (see `jaxem.run_lanes`)."""
@@ -94,7 +122,7 @@ class Programs:
         return shapes
 
     def stages(self, lanes: Lane, problem: Problem) -> list[Stage]:
-        return stages(lanes, problem.model, problem.data, problem.index, None)
+        return stages(lanes.status.shape[0], problem.model, problem.data, problem.index, None)
 
     def enter(self, lanes: Lane, stage: Stage) -> Flight:
         return _enter(lanes, stage)
@@ -116,7 +144,7 @@ _leave = jax.jit(leave)
 _counts = jax.jit(lambda flight: (flight.unfinished, flight.ticks))
 
 
-@jax.jit
+@jit
 def _fly(flight: Flight, target: Array, until: Array, problem: Problem, algorithm: Algorithm, control: Control):
     return fly(flight, target, until, problem.model, problem.data, problem.weights, problem.index, algorithm, control)
 
@@ -209,123 +237,39 @@ class Race:
             validate.check_count("steps", self.steps, 1)
 
 
-class RaceWork(Work):
-    """All lanes for a short run, then the best of every group (see `jaxem.race_lanes`)."""
-
-    def __init__(
-        self,
-        rules: Race,
-        num_groups: int,
-        lanes: Lane,
-        problem: Problem,
-        algorithm: Algorithm,
-        control: Control,
-        programs: Programs = Programs(),
-    ):
-        self._rules, self._num_groups = rules, num_groups
-        self._problem, self._algorithm, self._control, self._programs = problem, algorithm, control, programs
-        self._short = LanesWork(lanes, problem, algorithm, short_run(control, rules.steps), programs)
-        self._final: LanesWork | None = None
-        self._decide()
-
-    def _decide(self) -> None:
-        if self._short.finished:
-            race = _race(self._short.lanes, self._control, self._rules.keep, self._num_groups)
-            self._start_final(*race)
-
-    def _start_final(self, lanes: Lane, chosen: Array) -> None:
-        self._all, self._chosen = lanes, chosen
-        finalists = _take(lanes, chosen)
-        self._final = LanesWork(finalists, self._finalists(chosen), self._algorithm, self._control, self._programs)
-
-    def _finalists(self, chosen: Any) -> Problem:
-        """What the finalists work on."""
-        return dataclasses.replace(self._problem, index=_take(self._problem.index, chosen))
-
-    @property
-    def ticks(self) -> int:  # type: ignore[override]
-        return self._short.ticks + (0 if self._final is None else self._final.ticks)
-
-    @property
-    def finished(self) -> bool:
-        return self._final is not None and self._final.finished
-
-    def forward(self, budget: int) -> None:
-        if self._final is not None:
-            self._final.forward(budget)
-            return
-        self._short.forward(budget)
-        self._decide()
-
-    @property
-    def lanes(self) -> Lane:
-        return self._short.lanes if self._final is None else _put(self._all, self._chosen, self._final.lanes)
-
-    @property
-    def place(self) -> dict[str, Any]:
-        return {"short": self._short.place, "final": None if self._final is None else self._final.place}
-
-    @property
-    def state(self) -> Any:
-        return self._short.state if self._final is None else (self._all, self._chosen, self._final.state)
-
-    def gathered(self, state: Any) -> Any:
-        return self._programs.everywhere(state)
-
-    def expect(self, place: dict[str, Any]) -> Any:
-        if place["final"] is None:
-            return self._short.expect(place["short"])
-        lanes = self._short.lanes_like
-        chosen = jax.ShapeDtypeStruct((self._rules.keep * self._num_groups,), jnp.int32)
-        both = (lanes, self._problem.index)
-        finalists, index = jax.eval_shape(take, both, chosen)
-        problem = dataclasses.replace(self._problem, index=index)
-        finalists = jax.eval_shape(self._programs.padded, finalists)
-        return lanes, chosen, expected_flight(self._programs, finalists, problem, int(place["final"]["stage"]))
-
-    def restore(self, place: dict[str, Any], state: Any) -> None:
-        if place["final"] is None:
-            self._short.restore(place["short"], state)
-            self._decide()
-            return
-        lanes, chosen, flight = state
-        self._short.ticks = int(place["short"]["ticks"])
-        self._start_final(lanes, chosen)
-        assert self._final is not None
-        self._final.restore(place["final"], flight)
-
-
-_race = jax.jit(race, static_argnums=(2, 3))
-_take = jax.jit(take)
-_put = jax.jit(put)
-
-
 class Groups(Work):
     """Works one after the other, each begun when the one before has ended: of many data sets, as many as fit in memory.
 
-    begin: for each of them a function that makes the work. end: what is kept of one that has ended, a pytree of arrays,
-    of the same shapes for all; traceable.
+    begin: for each of them a function that makes the work, and says what is kept of it: the same shapes for all.
     """
 
-    def __init__(self, begin: Sequence[Callable[[], Work]], end: Callable[[Work], Any]):
-        self._begin, self._end = begin, end
+    def __init__(self, begin: Sequence[Callable[[], tuple[Work, Ending]]]):
+        self._begin = begin
         self.kept: list[Any] = []
         self._before = 0
-        self._current: Work = begin[0]()
+        self._current, self._ending = begin[0]()
         self._settle()
+
+    @property
+    def first_budget(self) -> int:  # type: ignore[override]
+        return self._current.first_budget
+
+    def _begin_next(self) -> None:
+        del self._current, self._ending  # before the next one is made: there may be no room for two
+        self._current, self._ending = self._begin[len(self.kept)]()
 
     def _settle(self) -> None:
         while self._current.finished and not self.finished:
-            self.kept.append(jax.device_get(self._end(self._current)))
+            self.kept.append(jax.device_get(self._ending.end()))
             if not self.finished:
                 self._before += self._current.ticks
-                self._current = self._begin[len(self.kept)]()
+                self._begin_next()
 
     def close(self, never: Callable[[Any], Any]) -> list[Any]:
         """What is kept of every group: of the one at work as it is, of those that were never begun what ``never`` says."""
         kept = list(self.kept)
         if not self.finished:
-            kept.append(jax.device_get(self._end(self._current)))
+            kept.append(jax.device_get(self._ending.end()))
         return kept + [never(kept[-1])] * (len(self._begin) - len(kept))
 
     @property
@@ -356,13 +300,13 @@ class Groups(Work):
         return state[0], self._current.gathered(state[1])
 
     def expect(self, place: dict[str, Any]) -> Any:
-        kept = jax.eval_shape(lambda: self._end(self._current))
+        kept = self._ending.like()
         return (kept,) * int(place["done"]), self._current.expect(place["current"])
 
     def restore(self, place: dict[str, Any], state: Any) -> None:
         kept, current = state
         self.kept, self._before = [jax.tree.map(np.asarray, k) for k in kept], int(place["before"])
         if not self.finished:
-            self._current = self._begin[len(self.kept)]()
+            self._begin_next()
         self._current.restore(place["current"], current)
         self._settle()

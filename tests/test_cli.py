@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import jaxem
-from jaxem import cli, datasets, io, tables
+from jaxem import cli, datasets, io, program_cache, tables
 from jaxem.cli import arguments, console, files, fitting, inputs, models, process
 
 FILES = ["assignments.csv", "fit.json", "fit.npz", "fit.png"]
@@ -756,7 +756,7 @@ def test_a_cache_directory_that_cannot_be_written_is_done_without(tmp_path, monk
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / home) if "/" in home else home)
     monkeypatch.setenv("HOME", str(tmp_path / "file"))
-    assert process.cache_directory() is None
+    assert program_cache.user_directory() is None
 
 
 def test_compiled_programs_are_kept(tmp_path):

@@ -17,7 +17,7 @@ import scipy.special
 import scipy.stats
 
 import jaxem
-from jaxem import CategoricalParams, LatentParams, Status, special
+from jaxem import CategoricalParams, LatentParams, Status, bessel, special
 
 KEY = jax.random.key(0)
 RUN = jax.jit(jaxem.run, static_argnames="trace_size")
@@ -562,9 +562,9 @@ class TestSpecialFunctionsOfBoundedFamilies:
             constant = order * np.log(kappa) - d / 2 * np.log(2 * np.pi) - np.log(scaled)
             gap = 1 - scipy.special.ive(order + 1, kappa) / scaled
         normal = scaled > 1e-280  # scipy's underflow
-        ours = jax.jit(special.von_mises_fisher_constant, static_argnums=1)(jnp.asarray(kappa), d)
+        ours = jax.jit(bessel.von_mises_fisher_constant, static_argnums=1)(jnp.asarray(kappa), d)
         np.testing.assert_allclose(ours[normal], constant[normal], rtol=1e-13, atol=1e-12)
-        ours = jax.jit(special.bessel_gap, static_argnums=1)(jnp.asarray(kappa), d)
+        ours = jax.jit(bessel.bessel_gap, static_argnums=1)(jnp.asarray(kappa), d)
         np.testing.assert_allclose(ours[normal], gap[normal], atol=2e-13)
         assert normal.sum() > 20
 
@@ -573,12 +573,12 @@ class TestSpecialFunctionsOfBoundedFamilies:
         kappa = np.concatenate([[0], self.KAPPA]).astype(np.float32)
 
         def of(kappa):
-            gap = special.bessel_gap(kappa, d)
-            curvature = jax.vmap(jax.grad(jax.grad(lambda k: special.von_mises_fisher_constant(k, d))))(kappa)
+            gap = bessel.bessel_gap(kappa, d)
+            curvature = jax.vmap(jax.grad(jax.grad(lambda k: bessel.von_mises_fisher_constant(k, d))))(kappa)
             return (
-                special.von_mises_fisher_constant(kappa, d),
+                bessel.von_mises_fisher_constant(kappa, d),
                 gap,
-                special.von_mises_fisher_concentration(gap, d),
+                bessel.von_mises_fisher_concentration(gap, d),
                 curvature,
             )
 
@@ -922,7 +922,7 @@ class TestDirections:
         x = family.sample(KEY, params, jnp.zeros(3000, int), jaxem.Data())
         np.testing.assert_allclose(jnp.sum(x**2, axis=-1), 1, atol=10 * jnp.finfo(dtype).eps)
         gap = 0.5 * np.sum(np.square(np.asarray(x - params.mean, float)), axis=-1)
-        expected = float(special.bessel_gap(params.concentration, d)[0])
+        expected = float(bessel.bessel_gap(params.concentration, d)[0])
         assert abs(gap.mean() - expected) < 5 * gap.std() / np.sqrt(3000)
 
     def test_rows_without_a_direction_of_their_own(self, dtype):

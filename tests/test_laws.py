@@ -9,10 +9,7 @@ import pytest
 
 import jaxem
 from jaxem.families import OfModel
-from jaxem.model import Model
 from jaxem.testing import LAWS, check_family, check_model
-from jaxem.testing.case import Counter, Traced
-from jaxem.wrappers.base import Wrapper
 
 _RNG = np.random.default_rng(0)
 POINTS = np.concatenate([_RNG.normal(size=(20, 3)), _RNG.normal(size=(25, 3)) * [1, 2, 0.5] + 3])
@@ -386,7 +383,9 @@ _VARIES = (
     "chunked",
 )
 _STRUCTURES = tuple(f"gaussian {letters}" for letters in ("EII", "EEI", "VEI", "EVI", "VEE", "VVE", "EEV", "EVV"))
-for _name in MODELS:
+for _name, (_, _data) in MODELS.items():
+    if getattr(_data, "mask", None) is None:
+        LEFT_OUT[_name] = LEFT_OUT.get(_name, {}) | {"masked": "nothing is masked"}
     if _name not in _OF_A_KIND:
         LEFT_OUT[_name] = LEFT_OUT.get(_name, {}) | _KIND
         if any(mark in _name for mark in (*_VARIES, *_STRUCTURES)):
@@ -419,108 +418,14 @@ def test_family(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_model(name):
     model, data = MODELS[name]
-    left_out = set(LEFT_OUT.get(name, {}))
+    left_out = LEFT_OUT.get(name, {})
     outcome = check_model(model, data, key=jax.random.key(0), skip=left_out)
-    if getattr(data, "mask", None) is None:
-        left_out.add("masked")
     assert set(outcome) == set(LAWS)
-    assert {law for law, said in outcome.items() if said != "passed"} == left_out
+    assert {law for law, said in outcome.items() if said != "passed"} == set(left_out)
 
 
 def test_rows_of_a_kind_exist():
     assert set(_OF_A_KIND) <= set(MODELS)
-
-
-class TestTheLawsCanFail:
-    """A suite that passes on a broken model proves nothing: each law is shown a model that breaks it."""
-
-    def broken(self, **methods):
-        """Mixture with some methods of the contract replaced."""
-
-        @jaxem.pytree
-        class Broken(Wrapper):
-            model: Model
-
-            def calibrate(self, data, weights=None):
-                return Broken(self.model.calibrate(data, weights))
-
-        for name, method in methods.items():
-            setattr(Broken, name, method)
-        return Broken(_mixture("gaussian full"))
-
-    def fails(self, law, model):
-        others = set(LAWS) - {law}
-        with pytest.raises(AssertionError, match=f"law {law}"):
-            check_model(model, POINTS, key=jax.random.key(0), skip=others)
-
-    def test_m_step_off_by_a_little(self):
-        def m_step(self, params, stats, frozen=None):
-            new = self.model.m_step(params, stats)
-            gaussian = jaxem.GaussianParams(new.likelihood.mean * 1.001, new.likelihood.covariance)
-            return jaxem.LatentParams(new.latent, gaussian)
-
-        self.fails("stationary", self.broken(m_step=m_step))
-
-    def test_m_step_that_overshoots(self):
-        def m_step(self, params, stats, frozen=None):
-            new = self.model.m_step(params, stats)
-            mean = params.likelihood.mean + 2.5 * (new.likelihood.mean - params.likelihood.mean)
-            return jaxem.LatentParams(new.latent, jaxem.GaussianParams(mean, new.likelihood.covariance))
-
-        self.fails("monotone", self.broken(m_step=m_step))
-
-    def test_e_step_that_forgets_weights(self):
-        def e_step(self, params, data, weights=None):
-            return self.model.e_step(params, data, None)
-
-        self.fails("weights", self.broken(e_step=e_step))
-
-    def test_likelihood_off_by_a_factor(self):
-        def e_step(self, params, data, weights=None):
-            step = self.model.e_step(params, data, weights)
-            return jaxem.EStep(step.stats, 1.01 * step.log_likelihood, step.weight)
-
-        self.fails("fisher", self.broken(e_step=e_step))
-
-    def test_e_step_that_averages(self):
-        def e_step(self, params, data, weights=None):
-            step = self.model.e_step(params, data, weights)
-            return jax.tree.map(lambda a: a / step.weight, step)
-
-        self.fails("additivity", self.broken(e_step=e_step))
-
-    def test_sampler_of_another_model(self):
-        def sample(self, key, params, num_examples):
-            x, z = self.model.sample(key, params, num_examples)
-            return 1.2 * x, z
-
-        self.fails("sample", self.broken(sample=sample))
-
-    def test_coordinates_that_lose_something(self):
-        def from_free(self, free):
-            return jax.tree.map(lambda a: a * 1.0001, self.model.from_free(free))
-
-        self.fails("coordinates", self.broken(from_free=from_free))
-
-    def test_order_of_rows(self):
-        def e_step(self, params, data, weights=None):
-            step = self.model.e_step(params, data, weights)
-            first = jax.tree.leaves(data)[0][0].sum()
-            return jaxem.EStep(step.stats, step.log_likelihood + first, step.weight)
-
-        self.fails("order", self.broken(e_step=e_step))
-
-    def test_a_new_value_that_is_static(self):
-        # A law that never sees a retrace must still count traces: two structures of control are two programs.
-        count = Counter()
-        model = Traced(_mixture("gaussian full"), count)
-        data = POINTS.astype(np.float32)
-        params = model.model.init(jax.random.key(0), data)
-        fitted = jax.jit(lambda c: jaxem.run(model, params, data, control=c))
-        fitted(jaxem.Control(jaxem.RelativeGain(1e-2), max_steps=2))
-        once = len(count)
-        fitted(jaxem.Control(jaxem.AbsoluteGain(1e-2), max_steps=2))
-        assert len(count) == 2 * once > 0
 
 
 def test_unknown_law_is_named():

@@ -17,7 +17,8 @@ import pytest
 import jaxem
 from jaxem import checkpoint as files
 from jaxem import host, memory, progress
-from jaxem.work import LanesWork
+from jaxem.one_program import OneProgram
+from jaxem.work import LanesWork, Work
 
 # The functions of these names hide the modules.
 fit_module, fit_batch_module = sys.modules["jaxem.fit"], sys.modules["jaxem.fit_batch"]
@@ -31,6 +32,11 @@ OPTIONS = {"key": jax.random.key(0), "num_starts": 12, "tol": 1e-7, "on_failure"
 
 class Killed(Exception):
     """Stands for whatever ends a process."""
+
+
+def slices_begin_with(monkeypatch, steps):
+    for kind in (Work, OneProgram):
+        monkeypatch.setattr(kind, "first_budget", steps)
 
 
 def killed_after(slices):
@@ -223,7 +229,7 @@ def interrupting(report):
 
 @pytest.mark.parametrize("door", [single, batched, streamed], ids=lambda f: f.__name__)
 def test_ctrl_c_gives_the_best_so_far(door, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(host, "_FIRST_BUDGET", 6)
+    slices_begin_with(monkeypatch, 6)
     before = signal.getsignal(signal.SIGINT)
     path = tmp_path / "fit.ckpt"
     result = door(progress=interrupting, checkpoint=path)
@@ -244,7 +250,7 @@ def test_ctrl_c_gives_the_best_so_far(door, tmp_path, monkeypatch, caplog):
 
 
 def test_an_interrupted_fit_says_so_and_keeps_what_it_has(monkeypatch):
-    monkeypatch.setattr(host, "_FIRST_BUDGET", 2)
+    slices_begin_with(monkeypatch, 2)
     options = {**OPTIONS, "on_failure": None}
     with pytest.warns(jaxem.ConvergenceWarning, match="interrupted before the stopping rule was met"):
         result = jaxem.fit(MODEL, COUNTS, progress=interrupting, **options)
@@ -259,7 +265,7 @@ def test_an_interrupted_fit_says_so_and_keeps_what_it_has(monkeypatch):
 
 
 def test_reports_say_how_far_a_fit_is(monkeypatch):
-    monkeypatch.setattr(host, "_FIRST_BUDGET", 3)
+    slices_begin_with(monkeypatch, 3)
     reports = []
     result = single(progress=reports.append)
     assert [r.ticks for r in reports] == sorted({r.ticks for r in reports})
@@ -327,16 +333,16 @@ def test_a_bar_where_tqdm_is_installed(monkeypatch):
 
 
 def test_a_slice_that_takes_far_longer_is_said(monkeypatch, caplog):
-    monkeypatch.setattr(host, "_FIRST_BUDGET", 5)
+    slices_begin_with(monkeypatch, 5)
     monkeypatch.setattr(host, "_LONG_SECONDS", 0.05)
     monkeypatch.setattr(host, "_FAR_LONGER", 0.0)
-    forward = LanesWork.forward
+    forward = OneProgram.forward
 
     def slow(self, budget):
         time.sleep(0.2)
         forward(self, budget)
 
-    monkeypatch.setattr(LanesWork, "forward", slow)
+    monkeypatch.setattr(OneProgram, "forward", slow)
     with caplog.at_level(logging.WARNING, "jaxem"):
         single()
     assert "the last slice took" in caplog.text

@@ -6,11 +6,18 @@ Three rules put a test into the full tier; nothing is ever left out of both.
    or more every pair of values (strength 2). A fault that shows in one value, or in the meeting of two, is still seen.
 2. Of a test over one long list (the published fits, the table of laws, every subcommand) it runs the rows named in `KEPT`,
    at least one of each kind.
-3. Tests marked `slow`, and those marked `full` where they stand.
+3. Of a test over both floating-point types it runs one, and of one over more than eight cases (families, models, rows of a
+   table) every other case; the next test takes the other type and the other cases. So each type, each family and each
+   promise is asked by half of what asks it in the full tier. What must stay is named in `ALWAYS`.
+4. Tests marked `slow`, and those marked `full` where they stand.
+
+A case that sees a deliberate fault (`faults.FAULTS`) is in the default tier, whatever the first three rules say.
 """
 
 import collections
+import functools
 import itertools
+import zlib
 
 import pytest
 
@@ -87,6 +94,11 @@ KEPT = {
 }
 
 
+# Files that rule 3 leaves as they are: what sees deliberate faults, and where rounding is the subject.
+ALWAYS = ("test_the_tests.py", "test_linalg.py", "test_same_function.py", "test_tiers.py", "test_oracles.py")
+_MANY = 8
+
+
 def name_of(item: pytest.Item) -> str:
     """File, classes and function, without parameters."""
     return item.nodeid.split("[")[0].removeprefix("tests/")
@@ -107,10 +119,51 @@ def assign(items: list[pytest.Item]) -> None:
         if hasattr(item, "callspec"):
             functions[name_of(item)].append(item)
     for name, group in functions.items():
-        kept = [i for i in group if is_kept(i, KEPT[name])] if name in KEPT else covering(group)
+        kept = [i for i in group if is_kept(i, KEPT[name])] if name in KEPT else alternating(name, covering(group))
+        kept += [item for item in group if sees_a_fault(item)]
         for item in group:
             if item not in kept:
                 item.add_marker(pytest.mark.full)
+
+
+def sees_a_fault(item: pytest.Item) -> bool:
+    """Whether it is a case by which test_the_tests.py shows that a fault would be seen."""
+    arguments = item.callspec.params
+    return any(asked.items() <= arguments.items() for asked in _checks()[path_of(item)])
+
+
+def path_of(item: pytest.Item) -> str:
+    """The test as the table of faults names it: ``"test_driver:TestRank.test_x"``."""
+    return f"{item.path.stem}:{'.'.join([*([item.cls.__name__] if item.cls else []), item.originalname])}"
+
+
+@functools.cache
+def _checks() -> dict[str, list[dict]]:
+    from faults import FAULTS  # which imports test files, and so comes after the settings of the compiler
+
+    checks = collections.defaultdict(list)
+    for fault in FAULTS:
+        name, arguments = fault.check.node
+        checks[name].append(arguments)
+    return checks
+
+
+def alternating(name: str, group: list[pytest.Item]) -> list[pytest.Item]:
+    """One floating-point type of two, and every other one of many cases; which, the name of the test says."""
+    if name.startswith(ALWAYS):
+        return group
+    turn = zlib.crc32(name.encode()) % 2
+    types = {item.callspec.params.get("dtype") for item in group}
+    if types == {"float32", "float64"}:
+        # Where a value of another parameter has one type only, it stays.
+        of_type = [i for i in group if i.callspec.params["dtype"] == ("float32", "float64")[turn]]
+        met = {_without_type(i) for i in of_type}
+        group = of_type + [i for i in group if _without_type(i) not in met]
+    return group[turn::2] if len(group) > _MANY else group
+
+
+def _without_type(item: pytest.Item) -> str:
+    return item.callspec.id.replace("float32", "").replace("float64", "")
 
 
 def covering(group: list[pytest.Item]) -> list[pytest.Item]:

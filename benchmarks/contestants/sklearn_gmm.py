@@ -9,6 +9,8 @@ import numpy as np
 import sklearn
 from sklearn.mixture import GaussianMixture
 
+from benchmarks import problems
+
 
 def versions():
     return {"scikit-learn": sklearn.__version__}
@@ -73,6 +75,31 @@ def batch(arrays, options):
         return _answer(models, time.perf_counter() - begin)
 
     return _facts(), run
+
+
+def first_call(arrays, options):
+    """Random starts on given rows: a process's first fit, and later ones."""
+    x = arrays["x"]
+
+    def run():
+        begin = time.perf_counter()
+        model = GaussianMixture(options["k"], n_init=options["starts"], random_state=0).fit(x)
+        return {"seconds": time.perf_counter() - begin, "log_likelihood": float(model.lower_bound_)}
+
+    return {}, run
+
+
+def one_by_one(arrays, options):
+    """Data sets of different length, one fit after another."""
+    sets = problems.unequal(options["sets"])
+
+    def run():
+        begin = time.perf_counter()
+        for x in sets:
+            GaussianMixture(3, n_init=8, random_state=0).fit(x)
+        return {"seconds": time.perf_counter() - begin, "done": len(sets)}
+
+    return {}, run
 
 
 def _answer(models, seconds):

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxem.algorithms.em import EM
 from jaxem.algorithms.mini_batches import check_batch_size, check_divisible, deal, mini_batch
+from jaxem.ascent import check_optimizer
 from jaxem.blocks import long_sum
 from jaxem.free import held_leaves, keep_leaves
 from jaxem.model import Algorithm, Info, Model, UnsupportedError, leaf_name, num_examples, pytree, static
+from jaxem.same_function import same
 from jaxem.stopping import Plateau, Settled, Stopping
 from jaxem.validate import check_key
 
@@ -51,13 +52,13 @@ class GradientEM(Algorithm):
     monotone = False
 
     def __post_init__(self):
-        if not isinstance(self.optimizer, optax.GradientTransformation):
-            raise ValueError(f"expected an optax optimizer, such as optax.adam(0.05); got {self.optimizer!r}")
+        check_optimizer(self.optimizer, "optax.adam(0.05)")
         check_batch_size(self.batch_size)
         if self.batch_size is not None:
             check_key(self.key, "GradientEM with a batch_size")
         elif self.key is not None:
             raise ValueError("key is for mini-batches: give a batch_size too, or no key")
+        object.__setattr__(self, "optimizer", same(self.optimizer))
 
     @property
     def estimates(self) -> bool:  # type: ignore[override]
@@ -121,6 +122,8 @@ class GradientEM(Algorithm):
 
     def _update(self, model: Model, params: Any, optimizer: Any, loss: Any) -> tuple[Any, Any]:
         """One update of the parameters, and of the optimizer's state."""
+        import optax
+
         held = held_leaves(model, params)
         free = model.to_free(params)
         value, slope = jax.value_and_grad(loss)(free)

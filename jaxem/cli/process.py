@@ -11,6 +11,7 @@ import jax
 
 from jaxem.atomic import write_atomically
 from jaxem.cli.console import CommandError
+from jaxem.program_cache import SETTINGS, user_directory
 
 
 def arithmetic(dtype: str) -> contextlib.AbstractContextManager:
@@ -21,12 +22,11 @@ def arithmetic(dtype: str) -> contextlib.AbstractContextManager:
 @contextlib.contextmanager
 def compilation_cache(wanted: bool) -> Iterator[None]:
     """Keep compiled programs in the user's cache directory: the second run of a kind starts at once."""
-    directory = cache_directory() if wanted else None
+    directory = user_directory() if wanted else None
     if directory is None:
         yield
         return
-    # All programs: the many small ones together take as long to compile as the large one.
-    settings = {"jax_compilation_cache_dir": str(directory), "jax_persistent_cache_min_compile_time_secs": 0.0}
+    settings = {"jax_compilation_cache_dir": str(directory), **SETTINGS}
     before = {name: getattr(jax.config, name) for name in settings}
     try:
         for name, value in settings.items():
@@ -35,17 +35,6 @@ def compilation_cache(wanted: bool) -> Iterator[None]:
     finally:
         for name, value in before.items():
             jax.config.update(name, value)
-
-
-def cache_directory() -> Path | None:
-    """A directory that can be written to, or None: a command without a cache is only slower."""
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        directory = (Path(home) if os.path.isabs(home) else Path.home() / ".cache") / "jaxem" / "xla"
-        directory.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):
-        return None
-    return directory if os.access(directory, os.W_OK | os.X_OK) else None
 
 
 @contextlib.contextmanager

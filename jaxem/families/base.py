@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxem.blocks import LONG, LONG_BLOCK, block_size_near, few_results, product_over_rows, sum_over_blocks
+from jaxem.layout import namespace
 from jaxem.linalg import dot, rows_last
 from jaxem.model import Data, Family, unsupported
 from jaxem.special import log_ratio
@@ -105,7 +106,8 @@ def seen(data: Data) -> np.ndarray:
 
 def is_count(x: jax.Array) -> jax.Array:
     """Which cells hold 0, 1, 2, …"""
-    return (x >= 0) & (x == jnp.floor(x)) & jnp.isfinite(x)
+    xp = namespace(x)
+    return (x >= 0) & (x == xp.floor(x)) & xp.isfinite(x)
 
 
 def occupied(count: jax.Array) -> jax.Array:

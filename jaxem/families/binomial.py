@@ -20,6 +20,7 @@ from jaxem.families.base import (
 )
 from jaxem.families.columns import IndependentColumns
 from jaxem.families.poisson import log_poisson
+from jaxem.layout import namespace
 from jaxem.model import Data, pytree
 
 if TYPE_CHECKING:
@@ -75,7 +76,9 @@ class Binomial(IndependentColumns):
         return Binomial(self.trials, jnp.where(inside, share, 0.5))
 
     def supported(self, x: Float[Array, "N D"]) -> Bool[Array, "N D"]:
-        return is_count(x) & (x <= self._trials(x.shape[-1], x.dtype))
+        return is_count(x) & (
+            x <= namespace(x).asarray(self._trials(x.shape[-1], jax.dtypes.canonicalize_dtype(x.dtype)))
+        )
 
     def features(self, data: Data) -> Float[Array, "N D"]:
         """Anscombe's arcsines, whose variance does not depend on the probability."""

@@ -29,6 +29,7 @@ from jaxem.families.base import (
     seen,
     weighted_sums,
 )
+from jaxem.layout import namespace
 from jaxem.model import Data, Family, pytree, static, unsupported
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class Columns(Family):
 
     def supported(self, x: Float[Array, "N D"]) -> Bool[Array, "N D"]:
         """Which cells lie inside the support; the others have log p = −∞."""
-        return jnp.isfinite(x)
+        return namespace(x).isfinite(x)
 
     def terms(self, x: Float[Array, "N D"]) -> tuple[Float[Array, "N D"], ...]:
         """The statistics t_1, …, t_J of every cell; it is inside the support."""
@@ -115,8 +116,8 @@ class Columns(Family):
         raise unsupported(self, "variance", "imputation")
 
     def validate(self, data: Data) -> None:
-        x = np.asarray(observations(data))
-        bad = np.argwhere(~np.asarray(self.supported(jnp.asarray(x))) & seen(data))
+        x: Any = np.asarray(observations(data))
+        bad = np.argwhere(~np.asarray(self.supported(x)) & seen(data))
         if len(bad):
             row, column = bad[0]
             raise ValueError(f"{self.domain}; got {x[row, column]} in row {row}, column {column}")

@@ -12,21 +12,34 @@ from typing import TYPE_CHECKING
 import jax.numpy as jnp
 import numpy as np
 
-from jaxem.linalg import add_to_diagonal, cholesky, diagonal, dot, inverse_lower
+from jaxem.linalg import add_to_diagonal, cholesky, diagonal, dot, precision_and_log_det
 from jaxem.model import pytree, unsupported
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 
+# Products of so few features are slices, which XLA fuses with what reads them; of more they are gathered, in operations
+# whose number does not grow.
+_FEW_FEATURES = 16
+# More products of two features than this are no statistics of a row: D = 1024 and its covariances of a million numbers.
+_MOST_PRODUCTS = 2**19
+
+
 def _outer_columns(y: Float[Array, "*N D"]) -> Float[Array, "*N Q"]:
-    """The upper triangle of y yᵀ row by row. Slices, not a gather: XLA fuses them with what reads them."""
-    return jnp.concatenate([y[..., i : i + 1] * y[..., i:] for i in range(y.shape[-1])], axis=-1)
+    """The upper triangle of y yᵀ row by row."""
+    d = y.shape[-1]
+    if d > _FEW_FEATURES:
+        i, j = np.triu_indices(d)
+        return y[..., i] * y[..., j]
+    return jnp.concatenate([y[..., i : i + 1] * y[..., i:] for i in range(d)], axis=-1)
 
 
 def _pack(symmetric: Float[Array, "*K D D"]) -> Float[Array, "*K Q"]:
     """The upper triangle, row by row: the order of `_outer_columns`."""
-    return jnp.concatenate([symmetric[..., i, i:] for i in range(symmetric.shape[-1])], axis=-1)
+    d = symmetric.shape[-1]
+    i, j = np.triu_indices(d)
+    return symmetric.reshape(*symmetric.shape[:-2], d * d)[..., i * d + j]
 
 
 def _unpack(columns: Float[Array, "*K Q"], d: int) -> Float[Array, "*K D D"]:
@@ -53,19 +66,10 @@ def _floored(
     if old is None:
         return lifted
 
-    def cost(covariance: Array) -> Array:
-        precision, log_det = _precision(covariance)
-        return log_det + jnp.sum(precision * scatter, axis=(-2, -1))
-
-    keep = (missing > 0) & (cost(old) < cost(lifted))
+    precision, log_det = precision_and_log_det(jnp.stack([old, lifted]))
+    cost_of_old, cost_of_lifted = log_det + jnp.sum(precision * scatter, axis=(-2, -1))
+    keep = (missing > 0) & (cost_of_old < cost_of_lifted)
     return jnp.where(keep[..., None, None], old, lifted)
-
-
-def _precision(covariance: Float[Array, "*K D D"]) -> tuple[Float[Array, "*K D D"], Float[Array, "*K"]]:
-    """Inverses and log-determinants by Cholesky."""
-    lower = cholesky(covariance)
-    root = inverse_lower(lower)
-    return dot(jnp.swapaxes(root, -1, -2), root), 2 * jnp.sum(jnp.log(diagonal(lower)), axis=-1)
 
 
 def _quadratic_coefficients(precision: Float[Array, "*K D D"]) -> Float[Array, "*K Q"]:
@@ -92,6 +96,15 @@ class Covariance:
     def num_columns(self, d: int) -> int:
         """Q, for D features."""
         raise unsupported(self, "num_columns", "the Gaussian family")
+
+    def check_dimension(self, d: int) -> None:
+        """Raise ValueError where D features have too many second-order statistics."""
+        if self.num_columns(d) > max(d, _MOST_PRODUCTS):
+            raise ValueError(
+                f"a covariance matrix of {d} columns has {self.num_columns(d)} entries to estimate, and as many "
+                "statistics for each row: use covariance=jaxem.Diagonal(), or factors, "
+                "jaxem.FactorAnalysis(2) and jaxem.families.OfModel(jaxem.FactorAnalysis(2))"
+            )
 
     def rescale(self, covariance: Array, scale: Float[Array, " D"]) -> Array:
         """The covariance of ``scale · y``."""
@@ -160,7 +173,7 @@ class Matrices(Covariance):
 
     def precision(self, covariance, mean):
         k, d = mean.shape
-        precision, log_det = _precision(covariance)
+        precision, log_det = precision_and_log_det(covariance)
         quadratic = jnp.broadcast_to(_quadratic_coefficients(precision), (k, self.num_columns(d)))
         return quadratic, jnp.sum(precision * mean[:, None, :], axis=-1), jnp.broadcast_to(log_det, (k,))
 

@@ -33,7 +33,7 @@ from jaxem.families.covariance import (
     _pack,
     _unpack,
 )
-from jaxem.linalg import cholesky, diagonal, dot, inverse_lower
+from jaxem.linalg import diagonal, dot, factor, gram
 from jaxem.model import pytree
 
 if TYPE_CHECKING:
@@ -287,16 +287,24 @@ def _fit_axes(
     return axes, variances(b)
 
 
-def _common_axes(matrices: Float[Array, "K D D"]) -> Float[Array, "D D"]:
-    """The axes that all of the matrices have, or very nearly.
+def _normalized(matrices: Float[Array, "K D D"]) -> Float[Array, "K D D"]:
+    """With the trace of I."""
+    return matrices.shape[-1] * matrices / jnp.trace(matrices, axis1=-2, axis2=-1)[:, None, None]
 
-    Those of a sum of them, with weights of no pattern so that it has no equal eigenvalues where they do not; and then
-    turned, because the sum may have nearly equal ones.
+
+def _blend(matrices: Float[Array, "K D D"]) -> Float[Array, "D D"]:
+    """A sum with weights of no pattern, so that it has no equal eigenvalues where the matrices do not."""
+    weights = jnp.asarray(1 + np.arange(matrices.shape[0]) * 0.6180339887 % 1, matrices.dtype)
+    return jnp.mean(weights[:, None, None] * _normalized(matrices), axis=0)
+
+
+def _common_axes(matrices: Float[Array, "K D D"], axes: Float[Array, "D D"] | None = None) -> Float[Array, "D D"]:
+    """The axes that all of the matrices have, or very nearly: those of a sum, given or found here, and then turned.
+
+    The sum may have nearly equal eigenvalues.
     """
-    k, d = matrices.shape[:2]
-    weights = jnp.asarray(1 + np.arange(k) * 0.6180339887 % 1, matrices.dtype)
-    matrices = d * matrices / jnp.trace(matrices, axis1=-2, axis2=-1)[:, None, None]
-    axes = jnp.linalg.eigh(jnp.mean(weights[:, None, None] * matrices, axis=0))[1]
+    axes = jnp.linalg.eigh(_blend(matrices))[1] if axes is None else axes
+    k, matrices = matrices.shape[0], _normalized(matrices)
     share, floor = jnp.full(k, 1 / k, matrices.dtype), jnp.asarray(_resolution(matrices.dtype), matrices.dtype)
     return _fit_axes(matrices, share, floor, axes, _free_variances, _POLISH)[0]
 
@@ -313,7 +321,9 @@ def _estimate_common(scatter: Array, count: Array, d: int, floor: Array, old: Ar
         return axes, variances, jnp.sum(share[:, None] * (jnp.log(variances) + along / variances))
 
     if old is None:
-        starts = jnp.concatenate([_common_axes(matrices)[None], jnp.linalg.eigh(matrices)[1]])
+        # One call: two batched calls of LAPACK side by side can wait for each other's threads.
+        own = jnp.linalg.eigh(jnp.concatenate([_blend(matrices)[None], matrices]))[1]
+        starts = jnp.concatenate([_common_axes(matrices, own[0])[None], own[1:]])
         axes, variances, cost = jax.vmap(fit)(starts)
         axes, variances = axes[jnp.argmin(cost)], variances[jnp.argmin(cost)]
     else:
@@ -395,9 +405,8 @@ class Proportional(Matrices):
         matrices = _unpack(scatter, d)
 
         def sizes(common: Array) -> Array:
-            lower = cholesky(common)
-            root = inverse_lower(lower)
-            precision = dot(root.T, root)
+            lower, root = factor(common)
+            precision = gram(root)
             lowest = floor / jnp.min(diagonal(lower)) ** 2
             return jnp.maximum(jnp.sum(precision * matrices, axis=(-2, -1)) / d, lowest)
 
@@ -486,9 +495,12 @@ class ProportionalSpectrum(Matrices):
 
     def estimate(self, scatter, count, d, floor, old):
         scatter, share = _in_use(scatter, count, None if old is None else _pack(old))
-        variances, axes = jnp.linalg.eigh(_unpack(scatter, d))
-        shape = None if old is None else jnp.linalg.eigvalsh(old[0])
-        return _compose(axes, _proportional_variances(variances, share, floor, shape))
+        matrices = _unpack(scatter, d)
+        # One call: two batched calls of LAPACK side by side can wait for each other's threads.
+        variances, axes = jnp.linalg.eigh(matrices if old is None else jnp.concatenate([matrices, old[:1]]))
+        shape = None if old is None else variances[-1]
+        k = matrices.shape[0]
+        return _compose(axes[:k], _proportional_variances(variances[:k], share, floor, shape))
 
     def to_free(self, covariance):
         variances, axes = jnp.linalg.eigh(covariance)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
@@ -79,6 +80,7 @@ class Gaussian(ExponentialFamily):
 
     def calibrate(self, data: Data, weights: Array | None) -> Gaussian:
         x = _cells(data)
+        self.covariance.check_dimension(x.shape[-1])
         center = weighted_mean(x, weights, data.mask)
         variance = weighted_mean((x - center) ** 2, weights, data.mask)
         # A column that varies by no more than its rounding is constant: its size is the only scale it has.
@@ -99,6 +101,7 @@ class Gaussian(ExponentialFamily):
         return dataclasses.replace(self, num_patterns=missing.count_patterns(np.asarray(mask)) if grouped else None)
 
     def validate(self, data: Data) -> None:
+        self.covariance.check_dimension(np.shape(data.x)[-1])
         if data.mask is not None:
             never = np.flatnonzero(~np.any(np.asarray(data.mask), axis=0))
             if len(never):
@@ -244,10 +247,8 @@ class Gaussian(ExponentialFamily):
 
     def _dimension(self, stats: Array) -> int:
         """D, from the number of statistics: 1 + D + Q(D)."""
-        d = 1
-        while 1 + d + self.covariance.num_columns(d) < stats.shape[-1]:
-            d += 1
-        return d
+        p = stats.shape[-1]
+        return bisect.bisect_left(range(p), p, lo=1, key=lambda d: 1 + d + self.covariance.num_columns(d))
 
 
 def _cells(data: Data) -> Float[Array, "*N D"]:

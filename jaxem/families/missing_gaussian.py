@@ -24,7 +24,7 @@ import numpy as np
 from jaxem.blocks import block_size_near, map_over_blocks, sum_over_blocks
 from jaxem.families.base import weighted_sums
 from jaxem.families.covariance import _outer_columns, _quadratic_coefficients, _unpack
-from jaxem.linalg import cholesky, diagonal, dot, inverse_lower
+from jaxem.linalg import diagonal, dot, factor, gram
 from jaxem.model import num_examples, pytree, static
 
 if TYPE_CHECKING:
@@ -177,13 +177,11 @@ def _masks(rows: MissingRows) -> Bool[Array, "G D"]:
 
 def _observed_precision(
     masks: Bool[Array, "G D"], covariance: Float[Array, "D D"]
-) -> tuple[Float[Array, "G D D"], Float[Array, " G"]]:
-    """Σ_oo⁻¹ with zeros in the missing rows and columns, and log |Σ_oo|, for every pattern."""
+) -> tuple[Float[Array, "G D D"], Float[Array, "G D D"]]:
+    """Σ_oo⁻¹ with zeros in the missing rows and columns, and the Cholesky factor of Σ_oo, for every pattern."""
     both = masks[:, :, None] & masks[:, None, :]
-    lower = cholesky(jnp.where(both, covariance, np.eye(masks.shape[1], dtype=covariance.dtype)))
-    root = inverse_lower(lower)
-    precision = jnp.where(both, dot(jnp.swapaxes(root, -1, -2), root), 0)
-    return precision, 2 * jnp.sum(jnp.log(diagonal(lower)), axis=-1)
+    lower, root = factor(jnp.where(both, covariance, np.eye(masks.shape[1], dtype=covariance.dtype)))
+    return jnp.where(both, gram(root), 0), lower
 
 
 def _natural(
@@ -193,7 +191,8 @@ def _natural(
     log_scale: Float[Array, " D"],
 ) -> Float[Array, "G P"]:
     """The coefficients of (1, y, y yᵀ) in log p(y_o), for every pattern."""
-    precision, log_det = _observed_precision(masks, covariance)
+    precision, lower = _observed_precision(masks, covariance)
+    log_det = 2 * jnp.sum(jnp.log(diagonal(lower)), axis=-1)
     linear = dot(precision, mean)
     per_cell = jnp.where(masks, 0.5 * math.log(2 * math.pi) + log_scale, 0)
     constant = -0.5 * (dot(linear, mean) + log_det) - jnp.sum(per_cell, axis=-1)
@@ -205,12 +204,14 @@ def _conditional(
 ) -> tuple[Float[Array, "G D D"], Float[Array, "G D"], Float[Array, "G D D"]]:
     """(F, f, C) with E[y | observed] = F y + f, where missing cells of y are 0, and covariance C."""
     missing = ~masks[:, :, None]
-    precision, _ = _observed_precision(masks, covariance)
+    # One more pattern, in which nothing is missing: its factor is that of the covariance.
+    every = jnp.concatenate([masks, jnp.ones_like(masks[:1])])
+    precisions, factors = _observed_precision(every, covariance)
+    precision, lower = precisions[:-1], factors[-1]
     regression = jnp.where(missing, dot(covariance, precision), 0)
     offset = jnp.where(masks, 0, mean - dot(regression, mean))
     fill = regression + jnp.where(missing, 0, np.eye(masks.shape[1], dtype=mean.dtype))
     # As a product with its own transpose, because rounding must not make a variance negative.
-    lower = cholesky(covariance)
     root = jnp.where(missing, lower - dot(regression, lower), 0)
     return fill, offset, dot(root, jnp.swapaxes(root, -1, -2))
 

@@ -142,7 +142,9 @@ class StudentT(Family):
 
     def log_prob(self, params: StudentTParams, statistics: Float[Array, "N P"]) -> Float[Array, "N K"]:
         distance, log_det = self._distance(params, statistics)
-        return _log_profile(distance, self._dof(params), params.mean.shape[1]) - 0.5 * log_det
+        dof, d = self._dof(params), params.mean.shape[1]
+        constant = _log_profile_constant(dof, d) - 0.5 * log_det
+        return constant - 0.5 * (dof + d) * jnp.log1p(distance / dof)
 
     def accumulate(
         self, params: StudentTParams | None, statistics: Float[Array, "N P"], marginals: Float[Array, "N K"]
@@ -157,19 +159,19 @@ class StudentT(Family):
         d = params.mean.shape[1]
         distance, _ = self._distance(params, statistics)
         dof = self._dof(params)
-        u = (dof + d) / (dof + distance)
-        above = (d - distance) / (dof + distance)
-        near = above > -0.5
-        excess = jnp.where(near, excess_over_log(jnp.where(near, above, 0)), above - jnp.log(u))
-        spread = jnp.sum(jnp.where(marginals == 0, 0, marginals * excess), axis=0)
+        above = (d - distance) / (dof + distance)  # u − 1
+        tried = jnp.concatenate([dof[None], _candidates(dof)]) if self._jumps else dof[None]
+        log_tails = jnp.log1p(distance / tried[:, None])
+        excess = excess_over_log(above, jnp.log1p(d / dof) - log_tails[0])
         # E[log u] is less than log E[u]
-        spread = spread + count * log_minus_digamma(0.5 * (dof + d))
+        spread = _weighted_sum(marginals, excess) + count * log_minus_digamma(0.5 * (dof + d))
         jumps = None
         if self._jumps:
-            here = _log_profile(distance, dof, d)
-            gains = (_log_profile(distance, other, d) - here for other in _candidates(dof))
-            jumps = jnp.stack([jnp.sum(jnp.where(marginals == 0, 0, marginals * g), axis=0) for g in gains], axis=-1)
-        return StudentTStats(count, weighted_sums(marginals * u, statistics), spread, jumps)
+            constant = _log_profile_constant(tried, d)
+            rest = 0.5 * (tried + d)[:, None] * log_tails
+            gains = (constant[1:] - constant[0])[:, None] - (rest[1:] - rest[0])
+            jumps = _weighted_sum(marginals, gains).T
+        return StudentTStats(count, weighted_sums(marginals * (1 + above), statistics), spread, jumps)
 
     def maximize(self, params: StudentTParams | None, stats: StudentTStats, frozen) -> StudentTParams:
         """Means and scatters weighted by u, and the degrees of freedom that go with its spread.
@@ -188,7 +190,8 @@ class StudentT(Family):
         if self.shared_dof:
             gains = jnp.sum(gains, axis=0)
         best = jnp.max(gains, axis=-1)
-        moved = jnp.where(gains[..., 0] > gains[..., 1], *_candidates(params.dof))
+        lower, higher = _candidates(params.dof)
+        moved = jnp.where(gains[..., 0] > gains[..., 1], lower, higher)
         dof = hold(frozen.get("dof"), jnp.where(best > 0, moved, params.dof), params.dof)
         gained = jnp.sum(jnp.where(dof != params.dof, best, 0))
         rounding = 16 * jnp.finfo(best.dtype).eps * jnp.sum(stats.count)
@@ -202,7 +205,9 @@ class StudentT(Family):
         reduced = StudentTStats(
             stats.count, stats.weighted / alpha[:, None], stats.spread + total / alpha - total + log_alpha, None
         )
-        return self.q(new, reduced) - jnp.sum(log_alpha) - self.q(old, stats)
+        both = jax.tree.map(lambda *a: jnp.stack(a), (new, reduced), (old, dataclasses.replace(stats, jumps=None)))
+        after, before = jax.vmap(self.q)(*both)
+        return after - jnp.sum(log_alpha) - before
 
     def _maximize(
         self, params: StudentTParams | None, stats: StudentTStats, frozen
@@ -220,16 +225,23 @@ class StudentT(Family):
         about = jnp.where(used[:, None], about * divide(total, count, used)[:, None], 0)
 
         def estimate(alpha: Array, floor: Array) -> Array:
-            return self.covariance.estimate(about / alpha[:, None], count, d, floor, old_scatter)
+            return self.covariance.estimate(about / alpha[..., None], count, d, floor, old_scatter)
 
         floor = gaussian._floor(count.dtype)
         alpha = self._expansion(stats, used, params, frozen)
-        if self.expanded and params is not None:
+        if alpha is None:
+            alpha = jnp.ones_like(count)
+            scatter = estimate(alpha, floor)
+        else:
             # On the floor the maximum of the larger model is not known: there α stays 1.
-            lifted = estimate(alpha, floor) != estimate(alpha, jnp.zeros_like(floor))
+            one, zero = jnp.ones_like(alpha), jnp.zeros_like(floor)
+            expanded, free, plain = jax.vmap(estimate)(jnp.stack([alpha, alpha, one]), jnp.stack([floor, zero, floor]))
+            lifted = expanded != free
             own_axes = tuple(range(1 if self._own_scatter else 0, lifted.ndim))
-            alpha = jnp.where(jnp.any(lifted, axis=own_axes), 1, alpha)
-        new = gaussian._in_units(mean, estimate(alpha, floor))
+            lifted = jnp.any(lifted, axis=own_axes)
+            alpha = jnp.where(lifted, 1, alpha)
+            scatter = keep(lifted, plain, expanded) if self._own_scatter else jnp.where(lifted, plain, expanded)
+        new = gaussian._in_units(mean, scatter)
         dof = self._estimate_dof(stats, used, alpha, None if params is None else params.dof)
         if params is None:
             return StudentTParams(new.mean, new.covariance, dof), alpha
@@ -244,18 +256,18 @@ class StudentT(Family):
 
     def _expansion(
         self, stats: StudentTStats, used: Array, params: StudentTParams | None, frozen
-    ) -> Float[Array, " K"]:
-        """α of the larger model at its maximum: the mean of u; 1 where it is not to be expanded or not known."""
+    ) -> Float[Array, " K"] | None:
+        """α of the larger model at its maximum: the mean of u; 1 where it is not known, None where that is everywhere."""
         count, total = stats.count, stats.weighted[:, 0]
         one = jnp.ones_like(count)
         held = frozen.get("scatter")
         if not self.expanded or params is None or held is True:
-            return one
+            return None
         if self._own_scatter:
             return hold(held, jnp.where(used, divide(total, count, used), 1), one)
         # One α for all components, whose scatters have something in common.
         if self.dof is None and not self.shared_dof:
-            return one
+            return None
         dof = self._dof(params)
         return jnp.broadcast_to(jnp.sum(dof * total) / jnp.sum(dof * count), count.shape)
 
@@ -280,10 +292,10 @@ class StudentT(Family):
         natural, log_det = self._natural(params)
         quadratic = jnp.sum(natural * stats.weighted, axis=-1)
         log_u = stats.weighted[:, 0] - stats.count - stats.spread
-        gaussian = quadratic - stats.count * (half * LOG_2PI + 0.5 * log_det) + half * log_u
-        # log of the Gamma density of u, with Stirling's formula taken out
-        gamma = stats.count * (0.5 * jnp.log(x) - 0.5 * LOG_2PI - stirling(x)) - x * stats.spread - log_u
-        return jnp.sum(jnp.where(stats.count == 0, 0, gaussian + gamma))
+        # The Gaussian given u, and the Gamma law of u with Stirling's formula taken out.
+        constant = 0.5 * (jnp.log(x) - log_det) - (half + 0.5) * LOG_2PI - stirling(x)
+        each = quadratic + stats.count * constant + (half - 1) * log_u - x * stats.spread
+        return jnp.sum(jnp.where(stats.count == 0, 0, each))
 
     def pseudo_statistics(self, overall: StudentTStats) -> StudentTStats:
         """As for the Gaussian; of the tails it says what the given degrees of freedom would, or those of a start."""
@@ -348,28 +360,32 @@ def _as_gaussian(params: StudentTParams) -> GaussianParams:
     return GaussianParams(params.mean, params.scatter)
 
 
-def _candidates(dof: Array) -> tuple[Array, ...]:
+def _candidates(dof: Float[Array, "..."]) -> Float[Array, "J ..."]:
     """Other degrees of freedom to look at."""
-    return tuple(jnp.clip(factor * dof, _LEAST_DOF, _MOST_DOF) for factor in _JUMPS)
+    jumps = np.asarray(_JUMPS, dof.dtype).reshape(-1, *[1] * dof.ndim)
+    return jnp.clip(jumps * dof, _LEAST_DOF, _MOST_DOF)
 
 
-def _log_profile(distance: Float[Array, "N K"], dof: Float[Array, " K"], d: int) -> Float[Array, "N K"]:
-    """log p of a t with |Σ| = 1 at the distance δ."""
+def _log_profile_constant(dof: Float[Array, "..."], d: int) -> Float[Array, "..."]:
+    """What log p of a t with |Σ| = 1 has beside −½ (ν + D) log(1 + δ/ν)."""
     x, half = 0.5 * dof, 0.5 * d
     # log Γ((ν + D)/2) − log Γ(ν/2) − (D/2) log(ν/2), whose terms are large numbers for large ν.
-    ratio = (x + half - 0.5) * jnp.log1p(half / x) - half + stirling(x + half) - stirling(x)
-    return ratio - half * LOG_2PI - (x + half) * jnp.log1p(distance / dof)
+    above, below = stirling(jnp.stack([x + half, x]))
+    return (x + half - 0.5) * jnp.log1p(half / x) + above - below - half * (1 + LOG_2PI)
+
+
+def _weighted_sum(marginals: Float[Array, "N K"], values: Float[Array, "*J N K"]) -> Float[Array, "*J K"]:
+    """Σ_n r_nk v_nk; a row of weight 0 does not count, whatever its value."""
+    return jnp.sum(jnp.where(marginals == 0, 0, marginals * values), axis=-2)
 
 
 def _quartiles(x: Float[Array, "N D"], weights: Float[Array, " N"]) -> tuple[Array, Array, Array]:
     """The first values of every column at which the running weight reaches a quarter, a half, three quarters."""
-    order = jnp.argsort(x, axis=0)
-    ranked = jnp.take_along_axis(x, order, axis=0)
     # By a power of two, which keeps the sums of huge weights in range and those of whole ones exact.
-    share = jnp.cumsum(weights[order] / jnp.exp2(jnp.floor(jnp.log2(jnp.max(weights)))), axis=0)
-
-    def at(level: float) -> Array:
-        row = jnp.minimum(jnp.sum(share < level * share[-1], axis=0), x.shape[0] - 1)
-        return jnp.take_along_axis(ranked, row[None], axis=0)[0]
-
-    return at(0.25), at(0.5), at(0.75)
+    scaled = weights / jnp.exp2(jnp.floor(jnp.log2(jnp.max(weights))))
+    ranked, scaled = jax.lax.sort((x, jnp.broadcast_to(scaled[:, None], x.shape)), dimension=0, num_keys=1)
+    share = jnp.cumsum(scaled, axis=0)
+    levels = np.array([0.25, 0.5, 0.75], x.dtype)[:, None] * share[-1]
+    rows = jnp.minimum(jnp.sum(share < levels[:, None], axis=1), x.shape[0] - 1)
+    low, middle, high = jnp.take_along_axis(ranked, rows, axis=0)
+    return low, middle, high

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxem.bessel import bessel_gap, von_mises_fisher_concentration, von_mises_fisher_constant
 from jaxem.families import positive
 from jaxem.families.base import ExponentialFamily, divide, free_log, hold, keep, observations, occupied, weighted_mean
 from jaxem.model import Data, pytree
-from jaxem.special import bessel_gap, von_mises_fisher_concentration, von_mises_fisher_constant
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float

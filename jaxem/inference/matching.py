@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from optax.assignment import hungarian_algorithm
 
 from jaxem import layout
 from jaxem.model import Data, Model, as_data
@@ -29,6 +28,8 @@ def match_components(
 
     Raises ValueError for a model without components, and, without data, for one with noise.
     """
+    from optax.assignment import hungarian_algorithm  # a quarter of a second that other questions need not wait for
+
     k = model.num_components
     if k < 1:
         raise ValueError(f"{type(model).__name__} has no components to match")

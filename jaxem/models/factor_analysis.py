@@ -22,7 +22,7 @@ import numpy as np
 from jaxem import layout
 from jaxem.blocks import LONG_BLOCK, block_size_near, map_over_blocks, sum_over_blocks
 from jaxem.families.base import occupied, weighted_mean
-from jaxem.linalg import cholesky, diagonal, dot, inverse_lower
+from jaxem.linalg import cholesky, diagonal, dot, precision_and_log_det
 from jaxem.model import (
     Data,
     Diagnosis,
@@ -138,8 +138,8 @@ class LinearGaussian(Model):
 
     # The data's road: raw → calibrate → prepare (rows) or compress (moments) → e_step.
 
-    def _read(self, data: Any) -> Data:
-        data = jax.tree.map(jnp.asarray, as_data(data))
+    def _read(self, data: Any, on_host: bool = False) -> Data:
+        data = as_data(data) if on_host else jax.tree.map(jnp.asarray, as_data(data))
         ignored = data.given() - {"x", "mask"}
         if ignored:
             raise ValueError(f"{', '.join(sorted(ignored))} given, but {type(self).__name__} does not read it")
@@ -149,7 +149,9 @@ class LinearGaussian(Model):
             raise ValueError(f"num_factors must be below the number of features, {d}; got {self.num_factors}")
         if data.mask is None or data.mask.ndim == data.x.ndim:
             return data
-        return dataclasses.replace(data, mask=jnp.broadcast_to(data.mask[:, None], data.x.shape))
+        return dataclasses.replace(
+            data, mask=layout.namespace(data.mask).broadcast_to(data.mask[:, None], data.x.shape)
+        )
 
     def calibrate(self, data: Any, weights: Array | None = None) -> LinearGaussian:
         if self.center is not None or isinstance(data, Prepared):
@@ -195,7 +197,7 @@ class LinearGaussian(Model):
         return jnp.asarray(n, float_type(data)) if weights is None else jnp.sum(weights)
 
     def validate(self, data: Any) -> None:
-        mask = self._read(data).mask
+        mask = self._read(layout.on_host(data), on_host=True).mask
         if mask is not None:
             never = np.flatnonzero(~np.any(np.asarray(mask), axis=0))
             if len(never):
@@ -558,9 +560,7 @@ def _regression(loadings: Float[Array, "D L"], noise: Float[Array, " D"]) -> tup
 
 def _inverse(inner: Float[Array, "*N L L"]) -> tuple[Array, Array]:
     """(I + inner)⁻¹ and log |I + inner| of symmetric matrices that are not negative."""
-    lower = cholesky(inner + np.eye(inner.shape[-1], dtype=inner.dtype))
-    root = inverse_lower(lower)
-    return dot(jnp.swapaxes(root, -1, -2), root), 2 * jnp.sum(jnp.log(diagonal(lower)), axis=-1)
+    return precision_and_log_det(inner + np.eye(inner.shape[-1], dtype=inner.dtype))
 
 
 def _bordered(a: Float[Array, "*N L L"]) -> Float[Array, "*N L1 L1"]:
@@ -577,8 +577,7 @@ def _times(rows: Float[Array, "D J"], symmetric: Float[Array, "#D J J"]) -> Floa
 
 def _solve(grams: Float[Array, "#D J J"], sums: Float[Array, "D J"]) -> Float[Array, "D J"]:
     """The coefficients of each feature's regression: its normal equations, solved."""
-    root = inverse_lower(cholesky(grams))
-    return _times(sums, dot(jnp.swapaxes(root, -1, -2), root))
+    return _times(sums, precision_and_log_det(grams)[0])
 
 
 def _residual(mean: Array, loadings: Array, stats: FactorStats) -> Float[Array, " D"]:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
 
 # Starts look at no more rows than this, drawn at random for each start: centres do not get better by looking at all.
-_START_ROWS = 2**14
+START_ROWS = 2**14
 
 
 @pytree
@@ -128,14 +128,17 @@ class LatentModel(Model):
     # The data's road: raw → calibrate (once, the whole) → prepare (once, or once a chunk) → e_step.
 
     def specialize(self, data: Any) -> LatentModel:
-        rows = None if data is None else self._rows(self._read(data))
+        rows = None if data is None else self._rows(self._read(layout.on_host(data), on_host=True))
         return LatentModel(self.latent, self.likelihood.specialize(rows))
 
-    def _read(self, data: Any) -> Data:
-        """The data in their normal form: checked, and finite in every place that is not observed."""
+    def _read(self, data: Any, on_host: bool = False) -> Data:
+        """The data in their normal form: checked, and finite in every place that is not observed.
+
+        on_host: NumPy arrays stay what they are, for checks that are to compile nothing.
+        """
         data = as_data(data)
         latent, family = type(self.latent).__name__, type(self.likelihood).__name__
-        data = jax.tree.map(jnp.asarray, data)
+        data = data if on_host else jax.tree.map(jnp.asarray, data)
         reads = self.reads
         if data.mask is not None and data.x is not None and data.mask.ndim < data.x.ndim:
             reads |= {"mask"}  # observations that are missing whole are nobody's business but this model's
@@ -208,8 +211,9 @@ class LatentModel(Model):
             )
 
     def validate(self, data: Any) -> None:
-        layout.validate(as_data(data), self.num_components)
-        data = self._read(data)
+        data = layout.on_host(as_data(data))
+        layout.validate(data, self.num_components)
+        data = self._read(data, on_host=True)
         if self.sequential:
             _, steps = layout.count_sequences(data)
             if steps < self.num_components:
@@ -284,10 +288,12 @@ class LatentModel(Model):
         """
         data = self._read(data)
         n = num_examples(data)
-        most = max(1, _START_ROWS // math.prod(data.x.shape[1:-1]))
+        most = max(1, START_ROWS // math.prod(data.x.shape[1:-1]))
         if n > most and not (self.latent.sequential and data.starts is not None):
             key, rows_key = jax.random.split(key)
-            rows = jax.random.randint(rows_key, (most,), 0, n)
+            # Not from rows that only fill the data up to the size of a program: the draw is that without them.
+            end = n if weights is None else n - jnp.argmax(weights[::-1] > 0)
+            rows = jax.random.randint(rows_key, (most,), 0, end)
             data = jax.tree.map(lambda a: a[rows], data)
             weights = None if weights is None else weights[rows]
         features = self.likelihood.features(self._rows(data))
@@ -301,7 +307,10 @@ class LatentModel(Model):
             responsibilities = _labelled(responsibilities, data.labels.reshape(-1))
         lead = self._lead(data)
         return self.from_responsibilities(
-            responsibilities.reshape(*lead, -1), data, weights, jax.random.fold_in(key, 1)
+            responsibilities.reshape(*lead, -1),
+            data,
+            weights,
+            jax.random.fold_in(key, 1) if self.likelihood.starts_from_rows else None,
         )
 
     def from_responsibilities(

@@ -16,6 +16,7 @@ from jaxem.ascent import Ascent, as_ascent, default_ascent
 from jaxem.blocks import long_sum
 from jaxem.free import EveryName, moving
 from jaxem.model import EStep, Model, UnsupportedError, float_type, leaf_name, pytree, unsupported
+from jaxem.programs import jit
 from jaxem.spaces.base import LatentSpace, as_function, like, rows_of
 from jaxem.spaces.chain import ChainLogJoint
 
@@ -55,6 +56,12 @@ def LogJoint(
     ``statistics(x, z)`` given, ``m_step(params, stats)`` with the sums of those statistics alone: the E-step is then a sum
     over examples, which chunks and online EM need. optimizer, steps: how the M-step climbs without one: `Newton` (the
     default up to 100 free coordinates), or an optax optimizer. sample: ``sample(key, params) -> (x, z)``, one example.
+
+    A model made anew, in a loop say, runs the program that is there if its functions have the same code and refer to the
+    same values: numbers, strings, tuples, small arrays, modules, functions of the same kind. A list, a dict or an object
+    of a class of your own can change unseen: with these, or with other values each time, every model is compiled by
+    itself, which takes seconds; make it once, before the loop, or pass what differs by `jax.tree_util.Partial`. What a
+    function refers to may not change between the making of the model and its use: ValueError.
 
     data: an array or any pytree with examples as the leading axis; x is one row of it (`Data` with x alone counts as x).
     Raises ValueError for what cannot be called, and, at trace time, where a shape is wrong.
@@ -141,6 +148,13 @@ class LogJointModel(Model):
     def sequential(self) -> bool:  # type: ignore[override]
         return self.latent.sequential
 
+    @property
+    def starts_from_data(self) -> bool:
+        """Whether init takes the data beside the key."""
+        if self.starter is None:
+            return False
+        return len(inspect.signature(self.starter.func).parameters) - len(self.starter.args) > 1
+
     def redraw(self, key: Array) -> Model:
         return dataclasses.replace(self, latent=self.latent.redraw(key))
 
@@ -155,8 +169,7 @@ class LogJointModel(Model):
             raise unsupported(self, "init", "a fit without given starting parameters")
         if strategy is not None and type(strategy).__name__ != "KMeansPlusPlus":
             raise ValueError(f"a LogJoint starts from its own init; it cannot use {type(strategy).__name__}")
-        takes_data = len(inspect.signature(self.starter.func).parameters) - len(self.starter.args) > 1
-        given = self.starter(key, rows_of(data)) if takes_data else self.starter(key)
+        given = self.starter(key, rows_of(data)) if self.starts_from_data else self.starter(key)
         params = jax.tree.map(jnp.asarray, given, is_leaf=lambda part: isinstance(part, list))
         return self._as_float(params, data)
 
@@ -257,16 +270,16 @@ class LogJointModel(Model):
 # by one.
 
 
-@jax.jit
+@jit
 def _evidence(model: LogJointModel, params: Any, data: Any) -> Array:
     return model.latent.infer(model.log_joint, *model._on_device(params, data), None)[1]
 
 
-@jax.jit
+@jit
 def _posterior(model: LogJointModel, params: Any, data: Any) -> Any:
     return model.latent.posterior(model.log_joint, *model._on_device(params, data))
 
 
-@jax.jit
+@jit
 def _predict(model: LogJointModel, params: Any, data: Any) -> Any:
     return model.latent.predict(model.log_joint, *model._on_device(params, data))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxem.model import Data, num_examples, unsupported
+from jaxem.same_function import same
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -89,10 +90,12 @@ class LatentSpace:
 
 
 def as_function(function: Any) -> Any:
-    """A function as a pytree: one of plain Python is part of the program; None stays None."""
-    if function is None or isinstance(function, jax.tree_util.Partial):
-        return function
-    return jax.tree_util.Partial(function)
+    """A function as a pytree: one of plain Python is part of the program (see `SameFunction`); None stays None."""
+    compared = same(function)
+    # Not a Partial of a Partial, whose arguments would be part of the program too.
+    return (
+        compared if compared is None or isinstance(compared, jax.tree_util.Partial) else jax.tree_util.Partial(compared)
+    )
 
 
 def rows_of(data: Any) -> Any:

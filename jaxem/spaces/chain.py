@@ -12,7 +12,16 @@ from jaxem import layout
 from jaxem.latents import axes
 from jaxem.latents.markov_chain import MarkovChain, MarkovChainParams
 from jaxem.model import Data, as_data, pytree, static
-from jaxem.spaces.base import LatentSpace, describe, first_row, possible, rows_of, trace_one, weighted_total
+from jaxem.spaces.base import (
+    LatentSpace,
+    as_function,
+    describe,
+    first_row,
+    possible,
+    rows_of,
+    trace_one,
+    weighted_total,
+)
 from jaxem.spaces.discrete import Discrete, Enumerated
 
 if TYPE_CHECKING:
@@ -37,8 +46,7 @@ class ChainLogJoint:
             function = getattr(self, name)
             if not callable(function):
                 raise ValueError(f"{name} of a chain is a function; got {function!r}")
-            if not isinstance(function, jax.tree_util.Partial):
-                object.__setattr__(self, name, jax.tree_util.Partial(function))
+            object.__setattr__(self, name, as_function(function))
 
 
 @pytree

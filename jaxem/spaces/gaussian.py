@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxem.linalg import cholesky, diagonal, dot, inverse_lower
+from jaxem.linalg import cholesky, diagonal, dot, factor
 from jaxem.model import float_type, num_examples, pytree, static
 from jaxem.spaces import points
 from jaxem.spaces.base import LatentSpace, first_row, rows_of, trace_one
@@ -237,7 +237,7 @@ def _hermite(num_nodes: int, length: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _newton_direction(height: Callable[[Array], Array], z: Float[Array, " L"]) -> Float[Array, " L"]:
     """H⁻¹ ∇ at a mode."""
-    inverse = inverse_lower(cholesky(-jax.hessian(height)(z)))
+    inverse = factor(-jax.hessian(height)(z))[1]
     return dot(inverse.T, dot(inverse, jax.grad(height)(z)))
 
 
@@ -258,7 +258,7 @@ def find_mode(
 
     def improve(carry: Any) -> Any:
         z, top, count, _ = carry
-        inverse = inverse_lower(cholesky(_curvature(height, z)))
+        inverse = factor(_curvature(height, z))[1]
         direction = dot(inverse.T, dot(inverse, jax.grad(height)(z)))
 
         def shorter(trial: Any) -> Any:
@@ -280,4 +280,4 @@ def find_mode(
 
     z, *_ = jax.lax.while_loop(going, improve, (start, height(start), 0, jnp.array(True)))
     # R = L⁻ᵀ of H = L Lᵀ is upper triangular, and R Rᵀ = H⁻¹.
-    return z, inverse_lower(cholesky(_curvature(height, z))).T
+    return z, factor(_curvature(height, z))[1].T

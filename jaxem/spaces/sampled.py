@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxem.model import num_examples, pytree, static
+from jaxem.same_function import same
 from jaxem.spaces import points
 from jaxem.spaces.base import LatentSpace, describe, first_row, rows_of, trace_one
 
@@ -42,6 +43,7 @@ class Sampled(LatentSpace):
             )
         if not isinstance(self.num_samples, int) or self.num_samples < 1:
             raise ValueError(f"num_samples must be a whole number, at least 1; got {self.num_samples!r}")
+        object.__setattr__(self, "sampler", same(self.sampler))
 
     def redraw(self, key):
         return Sampled(self.sampler, self.num_samples, key)

@@ -155,13 +155,13 @@ def _lanes(case: Case) -> None:
     clean = case.data
     stacked = jax.tree.map(lambda a: np.stack([a, _spoilt(np.asarray(a))]), clean)
     models = jax.tree.map(lambda a: np.broadcast_to(a, (2, *np.shape(a))), case.model)
-    starts = jax.tree.map(lambda *a: np.stack(a), case.params, case.params, case.updated)
-    index = Index(data=jnp.array([0, 1, 0]))
+    starts = jax.tree.map(lambda *a: np.stack(a), case.params, case.params, case.updated, case.params)
+    index = Index(data=jnp.array([0, 1, 0, 0]))
 
-    # Two slots for three lanes: one lane waits, and is taken in beside another that runs or has stopped.
+    # Two slots, and three lanes that run at all: one waits, and is taken in beside another that runs or has stopped.
     program = jax.jit(lambda m, p, d: run_lanes(m, p, d, index=index, control=control, slots=2))
     lanes = jax.device_get(program(models, starts, stacked))
-    for lane in (0, 2):
+    for lane in (0, 2, 3):
         mine = jax.tree.map(lambda a, i=lane: a[i], lanes)
         one = case.fitted(jax.tree.map(lambda a, i=lane: a[i], starts), control)
         if (int(mine.steps), int(mine.status)) != (int(one.steps), int(one.status)):

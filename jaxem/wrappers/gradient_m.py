@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jaxem.ascent import Ascent, as_ascent, default_ascent
 from jaxem.free import EveryName, moving
 from jaxem.model import Model, UnsupportedError, pytree
+from jaxem.spaces.base import as_function
 from jaxem.wrappers.base import Wrapper
 
 
@@ -67,6 +68,4 @@ def GradientM(
             raise UnsupportedError(f"{type(model).__name__} does not define {method}, which GradientM needs")
     if log_prior is not None and not callable(log_prior):
         raise ValueError(f"log_prior is a function of the parameters; got {log_prior!r}")
-    if log_prior is not None and not isinstance(log_prior, jax.tree_util.Partial):
-        log_prior = jax.tree_util.Partial(log_prior)
-    return _GradientM(model, as_ascent(optimizer, steps), log_prior)
+    return _GradientM(model, as_ascent(optimizer, steps), as_function(log_prior))
