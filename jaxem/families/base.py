@@ -9,6 +9,7 @@ the parameters. A concrete family is its statistics, its natural parameters, its
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -102,6 +103,15 @@ def observations(data: Data) -> jax.Array:
 def seen(data: Data) -> np.ndarray:
     """On the host: which cells of x are observed, as a mask that broadcasts against x."""
     return np.asarray(True if data.mask is None else data.mask)
+
+
+def refuse_outside(supported: Callable[[Any], Any], data: Data, domain: str) -> None:
+    """On the host: raise ValueError where an observed cell of x lies outside the support, naming it. domain: in words."""
+    x = np.asarray(observations(data))
+    bad = np.argwhere(~np.asarray(supported(x)) & seen(data))
+    if len(bad):
+        row, column = bad[0]
+        raise ValueError(f"{domain}; got {x[row, column]} in row {row}, column {column}")
 
 
 def is_count(x: jax.Array) -> jax.Array:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxem.families.base import (
     LOG_ZERO,
@@ -26,7 +25,7 @@ from jaxem.families.base import (
     linear,
     observations,
     occupied,
-    seen,
+    refuse_outside,
     weighted_sums,
 )
 from jaxem.layout import namespace
@@ -116,11 +115,7 @@ class Columns(Family):
         raise unsupported(self, "variance", "imputation")
 
     def validate(self, data: Data) -> None:
-        x: Any = np.asarray(observations(data))
-        bad = np.argwhere(~np.asarray(self.supported(x)) & seen(data))
-        if len(bad):
-            row, column = bad[0]
-            raise ValueError(f"{self.domain}; got {x[row, column]} in row {row}, column {column}")
+        refuse_outside(self.supported, data, self.domain)
 
     def statistics(self, data: Data) -> ColumnStatistics:
         x = observations(data)

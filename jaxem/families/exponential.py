@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxem.families.base import divide, observations, seen
+from jaxem.families.base import divide, observations, refuse_outside
 from jaxem.families.columns import IndependentColumns
 from jaxem.families.positive import check_floor, mean_of
 from jaxem.model import Data, pytree
@@ -50,11 +49,7 @@ class Exponential(IndependentColumns):
         return Exponential(self.floor, mean_of(data, weights))
 
     def validate(self, data: Data) -> None:
-        x = np.asarray(observations(data))
-        bad = np.argwhere(~(x >= 0) & seen(data))
-        if len(bad):
-            row, column = bad[0]
-            raise ValueError(f"Exponential values are at least 0; got {x[row, column]} in row {row}, column {column}")
+        refuse_outside(lambda x: x >= 0, data, "Exponential values are at least 0")
 
     def features(self, data: Data) -> Float[Array, "N D"]:
         """Cube roots, which are nearly normal (Wilson & Hilferty 1931)."""

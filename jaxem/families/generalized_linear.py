@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.scipy.special import gammaln
 
 from jaxem.design import Design, calibrate_design, check_inputs
-from jaxem.families.base import hold, keep, observations, occupied, seen, weighted_mean
+from jaxem.families.base import hold, is_count, keep, observations, occupied, refuse_outside, weighted_mean
 from jaxem.families.poisson import saddle_point
 from jaxem.families.regression import RegressionRows, regression_rows
 from jaxem.linalg import dot
@@ -43,6 +42,8 @@ class GeneralizedLinear(Family):
     reads = frozenset({"x", "mask", "inputs"})
     freezable = frozenset({"coefficients"})
     freezable_by_component = freezable
+    #: What the responses are, for the error that names one that is not.
+    domain: ClassVar[str] = "responses are numbers"
 
     def log_density(self, predictor: Array, response: Array) -> Array:
         """log p(x | η)."""
@@ -64,6 +65,10 @@ class GeneralizedLinear(Family):
         """η of a typical row, [D] or a number."""
         raise unsupported(self, "origin", "a diagnosis")
 
+    def supported(self, response: Array) -> Array:
+        """Which responses can be at all; the others have log p = −∞."""
+        raise unsupported(self, "supported", "the E-step")
+
     def rows(self, data: Data) -> RegressionRows:
         """The rows of the regression."""
         raise unsupported(self, "rows", "the E-step")
@@ -75,6 +80,9 @@ class GeneralizedLinear(Family):
     def augmented(self, statistics: RegressionRows) -> bool:
         return True
 
+    def validate(self, data: Data) -> None:
+        refuse_outside(self.supported, data, self.domain)
+
     def statistics(self, data: Data) -> RegressionRows:
         return self.rows(data)
 
@@ -82,9 +90,13 @@ class GeneralizedLinear(Family):
         predictor = self._predictor(params, statistics)
         if statistics.offset is not None:
             predictor = predictor + statistics.offset.T
-        terms = self.log_density(predictor, statistics.response.T)
+        response = statistics.response.T
+        terms = self.log_density(predictor, response)
+        # What is no number must be seen, not called impossible.
+        outside = jnp.where(jnp.isfinite(response), -jnp.inf, jnp.nan)
+        terms = jnp.where(self.supported(response), terms, outside)
         if statistics.observed is not None:
-            terms = terms * statistics.observed.T
+            terms = jnp.where(statistics.observed.T > 0, terms, 0)
         return jnp.sum(terms, axis=1).T
 
     def accumulate(
@@ -165,12 +177,10 @@ class LogisticRegression(GeneralizedLinear):
             self.intercept, calibrate_design(inputs, weights, self.intercept, observations(data).dtype)
         )
 
-    def validate(self, data: Data) -> None:
-        x = np.asarray(observations(data))
-        bad = np.argwhere((x != 0) & (x != 1) & seen(data))
-        if len(bad):
-            row, column = bad[0]
-            raise ValueError(f"logistic responses are 0 or 1; got {x[row, column]} in row {row}, column {column}")
+    domain = "logistic responses are 0 or 1"
+
+    def supported(self, response: Array) -> Array:
+        return (response == 0) | (response == 1)
 
     def features(self, data: Data) -> Float[Array, "N F"]:
         """Responses, at twice their size, and standardized inputs."""
@@ -231,12 +241,10 @@ class PoissonRegression(GeneralizedLinear):
             rate = rate / weighted_mean(exposure, weights, data.mask)
         return PoissonRegression(self.intercept, self.offset, design, jnp.where(rate > 0, rate, 1))
 
-    def validate(self, data: Data) -> None:
-        x = np.asarray(observations(data))
-        bad = np.argwhere(((x < 0) | (x != np.floor(x))) & seen(data))
-        if len(bad):
-            row, column = bad[0]
-            raise ValueError(f"Poisson counts are 0, 1, 2, …; got {x[row, column]} in row {row}, column {column}")
+    domain = "Poisson counts are 0, 1, 2, …"
+
+    def supported(self, response: Array) -> Array:
+        return is_count(response)
 
     def features(self, data: Data) -> Float[Array, "N F"]:
         """Anscombe's square roots, whose variance does not depend on the rate, and standardized inputs."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jaxem.families.base import (
     log_ratio_or_zero,
     observations,
     occupied,
+    refuse_outside,
     weighted_mean,
 )
 from jaxem.families.poisson import log_poisson
@@ -70,11 +71,7 @@ class Multinomial(ExponentialFamily):
         return Multinomial(total, center / jnp.sum(center))
 
     def validate(self, data: Data) -> None:
-        x: Any = np.asarray(observations(data))
-        bad = np.argwhere(~is_count(x))
-        if len(bad):
-            row, column = bad[0]
-            raise ValueError(f"multinomial counts are 0, 1, 2, …; got {x[row, column]} in row {row}, column {column}")
+        refuse_outside(is_count, data, "multinomial counts are 0, 1, 2, …")
 
     def features(self, data: Data) -> Float[Array, "N D"]:
         """Square roots of the shares: their distance is Hellinger's."""

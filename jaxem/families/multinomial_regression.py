@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxem.design import Design, calibrate_design, check_inputs
-from jaxem.families.base import hold, keep, observations, occupied, seen
+from jaxem.families.base import hold, is_count, keep, observations, occupied, refuse_outside
 from jaxem.families.generalized_linear import RegressionParams, raw_predictor
 from jaxem.families.regression import RegressionRows, regression_rows
 from jaxem.linalg import dot
@@ -58,13 +57,8 @@ class MultinomialRegression(Family):
         return dataclasses.replace(self, design=design)
 
     def validate(self, data: Data) -> None:
-        x = np.asarray(observations(data))
-        bad = np.argwhere(((x < 0) | (x >= self.num_categories) | (x != np.floor(x))) & seen(data))
-        if len(bad):
-            row, column = bad[0]
-            raise ValueError(
-                f"codes are 0, …, {self.num_categories - 1}; got {x[row, column]} in row {row}, column {column}"
-            )
+        last = self.num_categories - 1
+        refuse_outside(lambda x: is_count(x) & (x <= last), data, f"codes are 0, …, {last}")
 
     def features(self, data: Data) -> Float[Array, "N F"]:
         """Codes as indicators, at twice their size, and standardized inputs."""

@@ -10,9 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
-import numpy as np
 
-from jaxem.families.base import observations, seen, weighted_mean
+from jaxem.families.base import observations, refuse_outside, weighted_mean
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
@@ -25,11 +24,7 @@ _TIGHT = 0.1
 
 def validate_positive(data: Data, name: str) -> None:
     """Raise ValueError for the first observed value that is not positive."""
-    x = np.asarray(observations(data))
-    bad = np.argwhere(~(x > 0) & seen(data))
-    if len(bad):
-        row, column = bad[0]
-        raise ValueError(f"{name} values are positive; got {x[row, column]} in row {row}, column {column}")
+    refuse_outside(lambda x: x > 0, data, f"{name} values are positive")
 
 
 def inside(x: Array) -> Array:
