@@ -188,24 +188,21 @@ def _spoilt(a: np.ndarray) -> np.ndarray:
 def _retrace(case: Case) -> None:
     """New values of tolerances, steps and hyper-parameters run the program that is there."""
     count = case.traced.count
-    doubled = jax.tree.map(_moved, case.traced)
+    moved = _moved(case.traced)
     case.fitted(case.params, Control(RelativeGain(1e-3), max_steps=3))
     traced = len(count)
     case.fitted(case.params, Control(RelativeGain(1e-5), max_steps=7, min_steps=2))
-    case.fitted(case.params, Control(RelativeGain(1e-5), max_steps=7, min_steps=2), doubled)
+    case.fitted(case.params, Control(RelativeGain(1e-5), max_steps=7, min_steps=2), moved)
     if len(count) != traced:
         raise AssertionError(
             f"law retrace: new values of tol, max_steps or hyper-parameters trace again ({len(count)})"
         )
 
 
-def _moved(leaf: Any) -> Any:
-    """Another value of the same type."""
-    if isinstance(leaf, float):
-        return leaf * 1.5
-    return (
-        np.asarray(leaf) * np.asarray(1.5, leaf.dtype) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else leaf
-    )
+@jax.jit
+def _moved(tree: Any) -> Any:
+    """Other values of the same types; compiled, so that what was a Python number stays one to JAX (a weak type)."""
+    return jax.tree.map(lambda leaf: leaf * 1.5 if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else leaf, tree)
 
 
 def _order(case: Case) -> None:
