@@ -63,7 +63,8 @@ class Case:
     updated: Any = None  # the parameters after one M-step
 
     def __post_init__(self):
-        self._sums = jax.jit(_sums_of)
+        # A function of its own: JAX keeps what it has traced of a function, also of code that has changed since.
+        self._sums = jax.jit(lambda *arguments: _sums_of(*arguments))
         self._fitted = jax.jit(lambda m, p, d, c: run(m, p, d, control=c, trace_size=STEPS + 1))
         self._slopes = jax.jit(self._derivatives)
         self.traced = Traced(self.model, Counter())
