@@ -336,19 +336,6 @@ def test_row_06_the_same_fit_in_float32_at_every_scale(c, scale):
     assert abs(float(single.objective) - float(wide.objective)) / n < 2e-5
 
 
-@jax.jit
-def _everything(model, data):
-    """An EM step from a start, and gradients by the parameters and by the cells."""
-    model = model.calibrate(data)
-    params = model.init(KEY, data)
-    step = model.e_step(params, data)
-    moved = model.m_step(params, step.stats)
-    free = model.to_free(moved)
-    gradient = jax.grad(lambda f: model.e_step(model.from_free(f), data).log_likelihood)(free)
-    by_cells = jax.grad(lambda x: model.e_step(moved, jaxem.Data(x, data.mask)).log_likelihood)(data.x)
-    return step, moved, gradient, by_cells
-
-
 @positive
 class TestRow02Missing:
     def masked(self, c, poison, dtype):
@@ -356,12 +343,6 @@ class TestRow02Missing:
         mask = np.random.default_rng(1).random(x.shape) < 0.7
         mask[3] = False
         return jaxem.Data(jnp.asarray(np.where(mask, x, poison).astype(dtype)), jnp.asarray(mask))
-
-    @pytest.mark.parametrize("poison", [np.nan, 1e30, -1.0])
-    def test_what_is_masked_is_never_read(self, dtype, c, poison):
-        clean, poisoned = (_everything(mixture(c), self.masked(c, value, dtype)) for value in (1.5, poison))
-        assert same_bits(clean, poisoned)
-        assert all_finite(poisoned)
 
     def test_the_door_takes_them(self, dtype, c):
         data = self.masked(c, 1.0, dtype)
@@ -411,15 +392,6 @@ class TestRow04NoSpread:
 
 @positive
 class TestRow05EmptyComponent:
-    def test_it_keeps_its_parameters_to_the_last_bit(self, dtype, c):
-        x = jnp.asarray(c.rows(), dtype)
-        params = LatentParams(CategoricalParams(jnp.asarray([1.0, 0.0], dtype)), c.at(dtype=dtype))
-        run = RUN(mixture(c).calibrate(x), params, x, control=jaxem.Control(jaxem.Never(), 30))
-        assert all_finite(run.params)
-        for new, old in zip(jax.tree.leaves(run.params.likelihood), jax.tree.leaves(params.likelihood), strict=True):
-            assert np.array_equal(new[1], old[1])
-            assert not np.array_equal(new[0], old[0])
-
     def test_a_column_that_a_component_never_sees(self, dtype, c):
         """All of column 1 is missing: its parameters stay, the others are those of column 0 alone."""
         x = c.rows().astype(dtype)
@@ -445,16 +417,6 @@ class TestRow08OutsideTheSupport:
         mask = np.ones(x.shape, bool)
         mask[7, 1] = mask[9, 0] = False
         assert quiet(mixture(c), jaxem.Data(x, mask), key=KEY, max_steps=2).status.usable
-
-    def test_row_09_pure_code_gives_a_status(self, dtype, c):
-        x = jnp.asarray(c.rows(), dtype)
-        model = mixture(c).calibrate(x)
-        start = both(c.at(dtype=dtype))
-        run = RUN(model, start, x.at[7, 1].set(-1))
-        assert run.status == Status.ZERO_LIKELIHOOD
-        assert same_bits(run.params, start)
-        per_row = model.log_likelihood(start, x.at[7, 1].set(-1))
-        assert np.flatnonzero(per_row == -np.inf).tolist() == [7]
 
 
 @positive
@@ -790,11 +752,6 @@ class TestBoundedPromises:
         seen = mask if mask.ndim == 2 else mask[:, None]
         return jaxem.Data(jnp.asarray(np.where(seen, x, poison).astype(dtype)), jnp.asarray(mask))
 
-    def test_row_02_what_is_masked_is_never_read(self, dtype, c):
-        clean, *poisoned = (_everything(mixture(c), self.masked(c, v, dtype)) for v in (0.4, np.nan, 1e30, -1.0))
-        assert all(same_bits(clean, other) for other in poisoned)
-        assert all_finite(clean)
-
     def test_row_02_the_door_takes_them(self, dtype, c):
         assert quiet(mixture(c), self.masked(c, 1.0, dtype), key=KEY, max_steps=5).status.usable
 
@@ -823,15 +780,6 @@ class TestBoundedPromises:
         runs = jax.jit(jax.vmap(lambda p: jaxem.run(model, p, jnp.asarray(x), control=control, trace_size=61)))(starts)
         assert np.any(runs.status == Status.DEGENERATE)
         assert np.min(np.diff(runs.trace, axis=1)) > -1e-9
-
-    def test_row_05_an_empty_component_keeps_its_parameters(self, dtype, c):
-        x = jnp.asarray(c.rows(), dtype)
-        params = LatentParams(CategoricalParams(jnp.asarray([1.0, 0.0], dtype)), c.at(dtype=dtype))
-        run = RUN(mixture(c).calibrate(x), params, x, control=jaxem.Control(jaxem.Never(), 30))
-        assert all_finite(run.params)
-        for new, old in zip(jax.tree.leaves(run.params.likelihood), jax.tree.leaves(params.likelihood), strict=True):
-            assert np.array_equal(new[1], old[1])
-            assert not np.array_equal(new[0], old[0])
 
     def test_row_06_the_same_fit_in_float32(self, c):
         x = c.rows(200).astype(np.float32)
@@ -864,11 +812,12 @@ class TestBoundedPromises:
             dataclasses.replace(c.family, floor=floor)
 
 
-@pytest.mark.parametrize("c", BOUNDED[:2], ids=str)
+@pytest.mark.parametrize("c", [*BOUNDED[:3], POSITIVE[1]], ids=str)
 def test_row_09_outside_the_support_pure_code_gives_a_status(dtype, c):
+    """A status for the fit, and the start kept; of which families, the law "outside" asks all."""
     x = jnp.asarray(c.rows(), dtype)
     model, start = mixture(c).calibrate(x), both(c.at(dtype=dtype))
-    x = x.at[7, 1].set(0)
+    x = x.at[7].set(jnp.asarray(c.outside[0] if hasattr(c, "outside") else [1.0, -1.0], dtype))
     run = RUN(model, start, x)
     assert run.status == Status.ZERO_LIKELIHOOD
     assert same_bits(run.params, start)

@@ -405,7 +405,6 @@ _FAMILIES_OF_SCALES = (
     "factor analyzers",
 )
 FAMILY_LEFT_OUT = {name: ["scale"] for name in FAMILIES if not name.startswith(_FAMILIES_OF_SCALES)}
-FAMILY_LEFT_OUT["von mises-fisher"] = ["scale", "outside"]
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -20,6 +20,7 @@ from jaxem.families.base import (
     occupied,
     weighted_mean,
 )
+from jaxem.layout import namespace
 from jaxem.model import Data, pytree
 from jaxem.special import dirichlet_concentration, dirichlet_constant, log_ratio
 
@@ -81,10 +82,15 @@ class Dirichlet(ExponentialFamily):
         if len(bad):
             row, column = bad[0]
             raise ValueError(f"Dirichlet values are positive; got {x[row, column]} in row {row}, column {column}")
-        total = np.sum(x, axis=-1, dtype=float)
-        off = np.flatnonzero((np.abs(total - 1) > _TOLERANCE) & np.any(x != self.filler, axis=-1))
+        off = np.flatnonzero(self._off(x))
         if len(off):
-            raise ValueError(f"Dirichlet rows sum to 1; row {off[0]} sums to {total[off[0]]:.6g}")
+            total = np.sum(x[off[0]], dtype=float)
+            raise ValueError(f"Dirichlet rows sum to 1; row {off[0]} sums to {total:.6g}")
+
+    def _off(self, x: Float[Array, "N D"]) -> Bool[Array, " N"]:
+        """Rows that do not sum to 1; what is no number is not told here."""
+        xp = namespace(x)
+        return (xp.abs(xp.sum(x, axis=-1) - 1) > _TOLERANCE) & xp.any(x != self.filler, axis=-1)
 
     def features(self, data: Data) -> Float[Array, "N D"]:
         """Square roots: their distance is Hellinger's."""
@@ -95,7 +101,8 @@ class Dirichlet(ExponentialFamily):
         safe = positive.inside(x)
         center, _ = self._constants(x.shape[-1], x.dtype)
         base = -jnp.sum(jnp.log(safe), axis=-1, keepdims=True)
-        base = jnp.where(jnp.any(x <= 0, axis=-1, keepdims=True), LOG_ZERO, base)
+        outside = jnp.any(x <= 0, axis=-1) | self._off(x)
+        base = jnp.where(outside[:, None], LOG_ZERO, base)
         return jnp.concatenate([jnp.ones_like(base), log_ratio(safe, center), base], axis=-1)
 
     def natural(self, params: DirichletParams) -> Float[Array, "K P"]:

@@ -11,7 +11,18 @@ import numpy as np
 
 from jaxem.bessel import bessel_gap, von_mises_fisher_concentration, von_mises_fisher_constant
 from jaxem.families import positive
-from jaxem.families.base import ExponentialFamily, divide, free_log, hold, keep, observations, occupied, weighted_mean
+from jaxem.families.base import (
+    LOG_ZERO,
+    ExponentialFamily,
+    divide,
+    free_log,
+    hold,
+    keep,
+    observations,
+    occupied,
+    weighted_mean,
+)
+from jaxem.layout import namespace
 from jaxem.model import Data, pytree
 
 if TYPE_CHECKING:
@@ -36,7 +47,8 @@ class VonMisesFisher(ExponentialFamily):
     Rows have length 1; on the circle, x = (cos φ, sin φ), it is von Mises' law of φ. floor: the smallest 1 − E μᵀx,
     about (D − 1)/(2κ), a component may have, relative to the data's; in float32 no less than 64 roundings. A component
     that reaches it is reported as degenerate.
-    center: [D], set by `calibrate`, the mean direction of the data; statistics are x − center and ‖x − center‖²/2.
+    center: [D], set by `calibrate`, the mean direction of the data; statistics are x − center, ‖x − center‖²/2
+    and log 0 for a row of another length (its log p is −∞).
     spread: 1 − ‖mean‖ of the data. Raises ValueError for D < 2 and for rows of another length.
     """
 
@@ -46,6 +58,7 @@ class VonMisesFisher(ExponentialFamily):
 
     # What a row that is missing whole holds; no row of length 1 with D ≥ 2 equal columns does.
     filler = 0.734375
+    bounded = True
     freezable = frozenset({"mean", "concentration"})
     freezable_by_component = freezable
 
@@ -67,10 +80,16 @@ class VonMisesFisher(ExponentialFamily):
         x = np.asarray(observations(data))
         if x.shape[-1] < 2:
             raise ValueError(f"VonMisesFisher rows are directions in at least 2 dimensions; got {x.shape[-1]} column")
-        length = np.sqrt(np.sum(np.square(x, dtype=float), axis=-1))
-        off = np.flatnonzero(~(np.abs(length - 1) <= _TOLERANCE) & np.any(x != self.filler, axis=-1))
+        off = np.flatnonzero(self._off(x))
         if len(off):
-            raise ValueError(f"VonMisesFisher rows have length 1; row {off[0]} has length {length[off[0]]:.6g}")
+            length = np.sqrt(np.sum(np.square(x[off[0]], dtype=float)))
+            raise ValueError(f"VonMisesFisher rows have length 1; row {off[0]} has length {length:.6g}")
+
+    def _off(self, x: Float[Array, "N D"]) -> Bool[Array, " N"]:
+        """Rows that are no directions; what is no number is not told here."""
+        xp = namespace(x)
+        length = xp.sqrt(xp.sum(xp.square(x), axis=-1))
+        return (xp.abs(length - 1) > _TOLERANCE) & xp.any(x != self.filler, axis=-1)
 
     def features(self, data: Data) -> Float[Array, "N D"]:
         return _directions(observations(data))
@@ -78,22 +97,23 @@ class VonMisesFisher(ExponentialFamily):
     # log p = κ + log C(κ) − κ‖x − μ‖²/2, with the square written about the center: of tight data κ μᵀx cancels.
 
     def statistics(self, data: Data) -> Float[Array, "N P"]:
-        x = _directions(observations(data))
-        about = _about(x, self._center(x.shape[-1], x.dtype))
-        return jnp.concatenate([jnp.ones_like(x[:, :1]), about], axis=-1)
+        x = observations(data)
+        base = jnp.where(self._off(x)[:, None], LOG_ZERO, jnp.zeros_like(x[:, :1]))
+        about = _about(_directions(x), self._center(x.shape[-1], x.dtype))
+        return jnp.concatenate([jnp.ones_like(base), about, base], axis=-1)
 
     def natural(self, params: VonMisesFisherParams) -> Float[Array, "K P"]:
         d, kappa = params.mean.shape[1], params.concentration
         away = params.mean - self._center(d, kappa.dtype)
         constant = von_mises_fisher_constant(kappa, d) - 0.5 * kappa * jnp.sum(away**2, axis=-1)
         kappa = kappa[:, None]
-        return jnp.concatenate([constant[:, None], kappa * away, -kappa], axis=-1)
+        return jnp.concatenate([constant[:, None], kappa * away, -kappa, jnp.ones_like(kappa)], axis=-1)
 
     def maximize(self, params: VonMisesFisherParams | None, stats: Float[Array, "K P"], frozen) -> VonMisesFisherParams:
-        count, d = stats[:, 0], stats.shape[1] - 2
+        count, d = stats[:, 0], stats.shape[1] - 3
         used = occupied(count)
         center = self._center(d, stats.dtype)
-        moments = divide(stats[:, 1:], count, used)
+        moments = divide(stats[:, 1:-1], count, used)
         otherwise = self._pole(moments[:, :-1]) if params is None else params.mean
         mean, gap = _mean_direction(moments, center, otherwise)
         held = frozen.get("mean")

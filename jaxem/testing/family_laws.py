@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxem import layout
 from jaxem.model import Data, Family, UnsupportedError, leaf_name, num_examples
 from jaxem.testing.case import close
 
@@ -55,6 +56,7 @@ def check_family(
         laws.check_empty_member()
         laws.check_frozen()
         laws.check_members_and_draws()
+        laws.check_masked()
         for name in ("scale", "constant", "outside"):
             if name not in skip:
                 getattr(laws, f"check_{name}")()
@@ -163,7 +165,7 @@ class _FamilyLaws:
         for old, new, (path, whole) in zip(*map(jax.tree.leaves, first), leaves, strict=True):
             # A leaf of all members at once may move with the others, and so may what members share of their own leaves.
             shared = old.shape == np.shape(whole) or leaf_name(path) in tied
-            if not shared and not np.allclose(old[0], new[0], rtol=1e-12, atol=0):
+            if not shared and not np.array_equal(old[0], new[0]):
                 raise AssertionError("law family empty member: a member without examples did not keep its parameters")
 
     def check_frozen(self) -> None:
@@ -220,8 +222,46 @@ class _FamilyLaws:
                 pass
             else:
                 continue
-            if np.any(np.isfinite(self.of(raw)["log p"][0])):
-                raise AssertionError(f"law family outside: {value:g} is refused, and yet has a density")
+            got = self.of(raw)["log p"]
+            if not np.all(got[0] == -np.inf):
+                raise AssertionError(f"law family outside: {value:g} is refused, and yet its log p is {got[0]}, not −∞")
+            if np.any(np.isnan(got[1:])):
+                raise AssertionError(f"law family outside: {value:g} in one row makes log p of others NaN")
+
+    def check_masked(self) -> None:
+        """What a missing cell holds is never read: another row's value, NaN or 1e30, all numbers are the same bits."""
+        if "mask" not in self.family.reads:
+            return
+        x = np.asarray(self.raw.x)
+        mask = np.random.default_rng(0).random(x.shape) < 0.75 if self.raw.mask is None else np.asarray(self.raw.mask)
+        raw = dataclasses.replace(self.raw, x=np.where(mask, x, self.family.filler), mask=mask)
+        look = jax.jit(self._looks)
+        expected = jax.device_get(look(raw, self.marginals[0], self.key))
+        # A family is handed values in its support: of another row, or what `prepare` makes of any others.
+        spoilt = {"another row's value": dataclasses.replace(raw, x=np.where(mask, x, np.flip(raw.x, 0)))}
+        for value in (np.nan, 1e30):
+            other = dataclasses.replace(raw, x=np.where(mask, x, value))
+            spoilt[f"{value:g}"] = layout.normal(other, False, self.family.filler)
+        for what, data in spoilt.items():
+            got = look(data, self.marginals[0], self.key)
+            for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(expected), strict=True):
+                if not np.array_equal(a, b):
+                    name = jax.tree_util.keystr(path)
+                    raise AssertionError(f"law family masked: {what} in missing cells changes {name}")
+
+    def _looks(self, raw: Data, marginals: Any, key: jax.Array) -> dict[str, Any]:
+        family = self.family.calibrate(raw, None)
+        statistics = family.statistics(raw)
+        if family.starts_from_rows:
+            params = family.start(key, raw, marginals)
+        else:
+            params = family.maximize(None, family.accumulate(None, statistics, marginals), {})
+        stats = family.accumulate(params, statistics, marginals)
+        return {
+            "stats": stats,
+            "log p": family.log_prob(params, statistics),
+            "updated": family.maximize(params, stats, {}),
+        }
 
 
 def _take(tree: Any, index: Any) -> Any:
