@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,8 +58,7 @@ def assert_fisher(latent, params, potentials, data):
     stats = INFER(latent, params, potentials, data, None).stats
     energy = lambda f: jnp.sum(latent.infer(latent.from_free(f), potentials, data, None).log_normalizer)  # noqa: E731
     got = jax.jit(jax.grad(lambda f: latent.q(latent.from_free(f), stats)))(free)
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(jax.jit(jax.grad(energy))(free)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-9)
+    chex.assert_trees_all_close(got, jax.jit(jax.grad(energy))(free), rtol=1e-8, atol=1e-9)
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 """Conditional maximizations: against the M-step where they make one, against a search where they do not."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,8 +27,7 @@ def test_means_before_covariances_make_the_m_step(float64):
     model, params, stats = problem()
     whole = model.m_step(params, stats)
     conditional = ECM(model, [["mean"], ["covariance"], ["weights"]]).m_step(params, stats)
-    for a, b in zip(jax.tree.leaves(conditional), jax.tree.leaves(whole), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-12)
+    chex.assert_trees_all_close(conditional, whole, rtol=1e-12)
 
 
 def test_covariances_before_means(float64):

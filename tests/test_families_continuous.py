@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -132,15 +133,6 @@ def _m_step(family, params, data, weights, frozen):
 def m_step(family, x, weights, params=None, frozen=()):
     """The M-step with one column of responsibilities for each component."""
     return _m_step(family, params, jaxem.Data(jnp.asarray(x)), jnp.asarray(weights, x.dtype), frozen)
-
-
-def all_finite(tree):
-    return all(bool(np.all(np.isfinite(leaf))) for leaf in jax.tree.leaves(tree))
-
-
-def same_bits(one, other):
-    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-    return all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
 
 
 class TestSpecialFunctions:
@@ -309,8 +301,7 @@ def test_m_step_in_float32_at_any_spread(c, spread):
         expected = m_step(c.family, x.astype(float), weights)
     with jax.enable_x64(False):
         ours = m_step(c.family, x, weights.astype(np.float32))
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4)
+    chex.assert_trees_all_close(ours, expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
@@ -358,7 +349,7 @@ class TestRow04NoSpread:
             result = jaxem.fit(mixture(c), x, key=KEY)
         assert result.status == Status.DEGENERATE
         assert result.degenerate == (0, 1)
-        assert all_finite(result.params)
+        chex.assert_tree_all_finite(result.params)
         texts = [str(w.message) for w in caught]
         assert any("components 0, 1" in text for text in texts)
         assert any("constant columns" in text for text in texts)
@@ -376,7 +367,7 @@ class TestRow04NoSpread:
         with pytest.warns(jaxem.ConvergenceWarning, match=r"collapsed.*\(components 0\)"):
             result = jaxem.fit(model, x, params=start)
         assert result.degenerate == (0,)
-        assert all_finite(result.params)
+        chex.assert_tree_all_finite(result.params)
 
     def test_the_objective_does_not_fall_onto_the_floor(self, float64, c):
         x = c.rows()
@@ -399,7 +390,7 @@ class TestRow05EmptyComponent:
         model = mixture(c).calibrate(jaxem.Data(jnp.asarray(x), mask))
         params = both(c.at(dtype=dtype))
         run = RUN(model, params, jaxem.Data(jnp.asarray(x), mask), control=jaxem.Control(jaxem.Never(), 5))
-        assert all_finite(run.params)
+        chex.assert_tree_all_finite(run.params)
         for new, old in zip(jax.tree.leaves(run.params.likelihood), jax.tree.leaves(params.likelihood), strict=True):
             assert np.array_equal(new[:, 1], old[:, 1])
 
@@ -554,7 +545,7 @@ class TestSpecialFunctionsOfBoundedFamilies:
         np.testing.assert_allclose(single[1], wide[1], rtol=1e-5)
         np.testing.assert_allclose(wide[2], kappa, rtol=1e-9, atol=1e-10 * d)
         np.testing.assert_allclose(single[2], kappa, rtol=1e-4, atol=1e-5 * d)
-        assert all_finite(single)
+        chex.assert_tree_all_finite(single)
         slope = np.gradient(wide[1][:20], kappa[:20].astype(float))[1:-1]
         np.testing.assert_allclose(wide[3][1:19], slope, rtol=0.3, atol=1e-3)
 
@@ -727,11 +718,10 @@ def test_large_concentrations_in_float32(c, spread):
         gradient = jax.grad(lambda f: jnp.sum(_log_prob(c.family, c.family.from_free(f), jaxem.Data(x))))(free)
     largest = max(float(np.max(np.abs(leaf))) for leaf in jax.tree.leaves(expected))
     assert spread > 0.01 or largest > 1e4
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3)
+    chex.assert_trees_all_close(ours, expected, rtol=1e-3)
     np.testing.assert_allclose(density, exact, rtol=1e-4, atol=1e-3)
     assert abs(density.mean() - exact.mean()) < 2e-5 * max(1, abs(exact.mean()))
-    assert all_finite(gradient)
+    chex.assert_tree_all_finite(gradient)
 
 
 @pytest.mark.parametrize("c", BOUNDED[:3], ids=str)
@@ -761,7 +751,7 @@ class TestBoundedPromises:
             result = jaxem.fit(mixture(c), x, key=KEY)
         assert result.status == Status.DEGENERATE
         assert result.degenerate == (0, 1)
-        assert all_finite(result.params)
+        chex.assert_tree_all_finite(result.params)
         np.testing.assert_allclose(c.family.mean(result.params.likelihood, None), x[:2], rtol=1e-3, atol=1e-4)
 
     def test_row_04_a_duplicated_point_collapses_its_component_only(self, dtype, c):
@@ -771,7 +761,7 @@ class TestBoundedPromises:
         with pytest.warns(jaxem.ConvergenceWarning, match=r"collapsed.*\(components 0\)"):
             result = jaxem.fit(model, x, params=start)
         assert result.degenerate == (0,)
-        assert all_finite(result.params)
+        chex.assert_tree_all_finite(result.params)
 
     def test_row_04_the_objective_does_not_fall_onto_the_floor(self, float64, c):
         x, model = self.separated(c, float, floor=0.05)
@@ -820,7 +810,7 @@ def test_row_09_outside_the_support_pure_code_gives_a_status(dtype, c):
     x = x.at[7].set(jnp.asarray(c.outside[0] if hasattr(c, "outside") else [1.0, -1.0], dtype))
     run = RUN(model, start, x)
     assert run.status == Status.ZERO_LIKELIHOOD
-    assert same_bits(run.params, start)
+    chex.assert_trees_all_equal(run.params, start)
     assert np.flatnonzero(model.log_likelihood(start, x) == -np.inf).tolist() == [7]
 
 
@@ -857,7 +847,7 @@ class TestDirections:
         calibrated = family.calibrate(jaxem.Data(jnp.asarray(mean[:1])), None)
         for one in (family, calibrated):
             free = one.to_free(params)
-            assert all_finite(free)
+            chex.assert_tree_all_finite(free)
             assert free.mean.shape == (6, d - 1)
             back = one.from_free(free)
             np.testing.assert_allclose(back.mean, mean, atol=10 * jnp.finfo(dtype).eps)
@@ -884,4 +874,6 @@ class TestDirections:
         np.testing.assert_allclose(step.log_likelihood, -20 * np.log(4 * np.pi), rtol=1e-5)
         again = model.m_step(params, step.stats)
         assert np.array_equal(again.likelihood.mean, params.likelihood.mean)
-        assert all_finite(jax.grad(lambda f: model.e_step(model.from_free(f), x).log_likelihood)(model.to_free(params)))
+        chex.assert_tree_all_finite(
+            jax.grad(lambda f: model.e_step(model.from_free(f), x).log_likelihood)(model.to_free(params))
+        )

@@ -1,5 +1,6 @@
 """Gradient EM: the gradient is that of the likelihood, and optax optimizers climb it."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,8 +35,7 @@ def test_one_step_is_the_gradient(float64, prior):
     expected = jax.tree.map(lambda v, g: v + 0.5 * g, free, jax.jit(jax.grad(objective))(free))
     algorithm = GradientEM(optax.sgd(0.5))
     state, info = algorithm.step(model, algorithm.init(model, params, x, weights), x, weights)
-    for a, b in zip(jax.tree.leaves(model.to_free(state.params)), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-10)
+    chex.assert_trees_all_close(model.to_free(state.params), expected, rtol=1e-10)
     assert float(info.objective) == pytest.approx(float(objective(free) * jnp.sum(weights)), rel=1e-12)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import chex
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -811,8 +812,7 @@ class TestResults:
         jaxem.save(tmp_path / "hmm.jaxem", result)
         again = jaxem.load(tmp_path / "hmm.jaxem")
         assert jax.tree.structure(again) == jax.tree.structure(result)
-        for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(result), strict=True):
-            np.testing.assert_array_equal(a, b)
+        chex.assert_trees_all_equal(again, result)
         assert again.model.latent.allowed == TestZeroPatterns.PATTERN
         assert (again.num_sequences, again.num_steps) == (8, int(np.sum(data.lengths)))
         np.testing.assert_array_equal(
@@ -869,8 +869,8 @@ class TestPromises:
                 for fill in (3.0, value)
             )
             model = POISSON.calibrate(clean)
-            assert same_bits(model, POISSON.calibrate(spoilt))
-            assert same_bits(E_STEP(model, truth, clean, None), E_STEP(model, truth, spoilt, None))
+            chex.assert_trees_all_equal(model, POISSON.calibrate(spoilt))
+            chex.assert_trees_all_equal(E_STEP(model, truth, clean, None), E_STEP(model, truth, spoilt, None))
 
             def evidence(free, data, model=model):
                 return model.e_step(model.from_free(free), data).log_likelihood
@@ -887,7 +887,7 @@ class TestPromises:
         truth = jax.tree.map(lambda a: np.asarray(a, dtype), truth)
         zeros = dataclasses.replace(data, x=np.nan_to_num(data.x))
         fits = [jaxem.fit(model, d, params=truth) for d in (data, zeros)]
-        assert same_bits(fits[0].params, fits[1].params)
+        chex.assert_trees_all_equal(fits[0].params, fits[1].params)
         chunked = jaxem.fit(jaxem.Chunked(model, 3), data, params=truth)
         np.testing.assert_allclose(chunked.log_likelihood, fits[0].log_likelihood, rtol=1e-5)
         bad = np.array(data.x)
@@ -1034,9 +1034,4 @@ class TestPromises:
     def test_21_two_runs_are_the_same_to_the_last_bit(self, dtype):
         data = simulated()[2]
         fits = [jaxem.fit(POISSON, data, key=jax.random.key(3), num_starts=3) for _ in range(2)]
-        assert same_bits(fits[0].starts, fits[1].starts)
-
-
-def same_bits(one, other):
-    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-    return all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
+        chex.assert_trees_all_equal(fits[0].starts, fits[1].starts)

@@ -8,6 +8,7 @@ import random
 import zipfile
 from typing import NamedTuple
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -23,17 +24,11 @@ def result():
     return jaxem.fit(model, x, key=jax.random.key(0), num_starts=2, trace_size=4, on_failure="ignore")
 
 
-def equal(a, b):
-    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    same = all(np.asarray(p).dtype == np.asarray(q).dtype and np.array_equal(p, q, equal_nan=True) for p, q in pairs)
-    return same and jax.tree.structure(a) == jax.tree.structure(b)
-
-
 def test_a_result_comes_back_bit_equal(result, tmp_path):
     io.save(tmp_path / "fit.npz", result)
     loaded = io.load(tmp_path / "fit.npz")
     assert isinstance(loaded, jaxem.Result)
-    assert equal(loaded, result)
+    chex.assert_trees_all_equal(loaded, result, strict=True)
     assert str(loaded) == str(result)
     x = datasets.load("faithful").x[:5]
     np.testing.assert_array_equal(
@@ -61,7 +56,7 @@ def test_the_file_is_an_npz_with_a_manifest_to_read(result, tmp_path):
 )
 def test_models_come_back(model, tmp_path):
     io.save(tmp_path / "model.npz", model)
-    assert equal(io.load(tmp_path / "model.npz"), model)
+    chex.assert_trees_all_equal(io.load(tmp_path / "model.npz"), model, strict=True)
 
 
 def test_every_model_family_and_latent_of_jaxem_can_be_saved():
@@ -159,7 +154,7 @@ def test_a_damaged_file_is_refused_or_read_right(result, tmp_path):
         path.write_bytes(damaged)
         # A byte that says nothing (a time, a flag nobody reads) may have been hit: then the result is the right one.
         with contextlib.suppress(ValueError):
-            assert equal(io.load(path), result)
+            chex.assert_trees_all_equal(io.load(path), result, strict=True)
 
 
 def archive(manifest, compression=zipfile.ZIP_STORED, **arrays):

@@ -1,5 +1,6 @@
 """Partly labelled data: a label says which component an example, or a step, belongs to; −1 says nothing."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,5 +76,4 @@ def test_labels_of_another_shape_are_an_error():
 def test_blocks_of_labelled_rows_add_up(float64):
     data = jaxem.Data(x=jnp.asarray(X), labels=jnp.asarray(LABELS))
     whole, chunked = (m.e_step(params(), data) for m in (MODEL, jaxem.Chunked(MODEL, 16)))
-    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(chunked), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-12)
+    chex.assert_trees_all_close(whole, chunked, rtol=1e-12)

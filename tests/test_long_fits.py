@@ -10,6 +10,7 @@ import sys
 import time
 import zipfile
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -49,11 +50,6 @@ def killed_after(slices):
     return tell
 
 
-def equal(a, b):
-    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return all(np.array_equal(x, y, equal_nan=True) for x, y in pairs)
-
-
 def single(**more):
     return jaxem.fit(MODEL, COUNTS, **OPTIONS, **more)
 
@@ -89,8 +85,8 @@ def test_a_resumed_fit_is_the_undisturbed_one_to_the_last_bit(door, tmp_path):
         with pytest.raises(Killed):
             door(resume=every, progress=killed_after(slices))
         assert path.exists()
-    assert equal(door(resume=path), undisturbed)
-    assert equal(door(resume=path), undisturbed)  # and once more, from the end
+    chex.assert_trees_all_equal(door(resume=path), undisturbed)
+    chex.assert_trees_all_equal(door(resume=path), undisturbed)  # and once more, from the end
     assert [p.name for p in tmp_path.iterdir()] == ["fit.ckpt"]
 
 
@@ -103,7 +99,7 @@ def test_shards_are_written_where_they_are(door, tmp_path):
     for slices in (1, 4):
         with pytest.raises(Killed):
             door(resume=every, progress=killed_after(slices))
-    assert equal(door(resume=every), undisturbed)
+    chex.assert_trees_all_equal(door(resume=every), undisturbed)
     with pytest.raises(ValueError, match="another fit: data"):
         jaxem.fit(MODEL, COUNTS + 1, resume=every, **OPTIONS)
 
@@ -132,7 +128,7 @@ def test_no_number_depends_on_where_slices_end():
     for budget in (1, 7):
         pieces, count = through(budget)
         assert count == ticks
-        assert equal(pieces, whole)
+        chex.assert_trees_all_equal(pieces, whole)
 
 
 def test_a_second_fit_over_a_mesh_compiles_nothing(caplog):
@@ -246,7 +242,7 @@ def test_ctrl_c_gives_the_best_so_far(door, tmp_path, monkeypatch, caplog):
         assert np.isfinite(result.log_likelihood)
         assert not result.converged
         assert "interrupted" in str(result)
-    assert equal(door(resume=path), door())
+    chex.assert_trees_all_equal(door(resume=path), door())
 
 
 def test_an_interrupted_fit_says_so_and_keeps_what_it_has(monkeypatch):

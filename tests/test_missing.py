@@ -3,6 +3,7 @@
 import functools
 import itertools
 
+import chex
 import hypothesis
 import hypothesis.extra.numpy as hnp
 import jax
@@ -216,8 +217,7 @@ def test_a_mask_of_all_true_is_no_mask(float64, name):
     )
     assert plain.steps == masked.steps
     np.testing.assert_allclose(masked.log_likelihood, plain.log_likelihood, rtol=1e-12)
-    for ours, theirs in zip(jax.tree.leaves(masked.params), jax.tree.leaves(plain.params), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-10)
+    chex.assert_trees_all_close(masked.params, plain.params, rtol=1e-10)
 
 
 class TestFits:
@@ -275,8 +275,7 @@ class TestFits:
         params = some_params(0, "full", 2, x)[0]
         model = ready(mixture("full", 2), data)
         whole, blocks = step(model, params, data), step(jaxem.Chunked(model, 16), params, data)
-        for ours, theirs in zip(jax.tree.leaves(blocks), jax.tree.leaves(whole), strict=True):
-            np.testing.assert_allclose(ours, theirs, rtol=1e-9)
+        chex.assert_trees_all_close(blocks, whole, rtol=1e-9)
 
     def test_a_prior(self, float64):
         x, mask = rows(5, 50, 3)

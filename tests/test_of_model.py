@@ -2,6 +2,7 @@
 
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -182,8 +183,7 @@ class TestMixtureOfHMMs:
             start = model.init(jax.random.key(0), data)
             results.append((start, model.e_step(HMMS, data), model.impute(HMMS, data).mean))
         for other in results[1:]:
-            for a, b in zip(jax.tree.leaves(results[0]), jax.tree.leaves(other), strict=True):
-                np.testing.assert_array_equal(a, b)
+            chex.assert_trees_all_equal(results[0], other)
 
     def test_the_weight_is_that_of_the_steps(self, float64):
         x, lengths = self.sequences()

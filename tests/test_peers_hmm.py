@@ -4,6 +4,7 @@ import functools
 import logging
 import warnings
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -116,8 +117,7 @@ class TestHmmlearn:
         log_likelihood, updated = STEP(model.calibrate(data), params, data)
         np.testing.assert_allclose(log_likelihood, before, rtol=1e-11)
         theirs = read(fitted(peer, x), name)
-        for ours, expected in zip(jax.tree.leaves(updated), jax.tree.leaves(theirs), strict=True):
-            np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-9)
+        chex.assert_trees_all_close(updated, theirs, rtol=1e-9, atol=1e-9)
 
     def test_after_more_steps_posterior_path_and_score_equal_theirs(self, float64, name):
         model, peer, x, _ = MODELS[name]()

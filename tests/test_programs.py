@@ -2,8 +2,13 @@
 
 import gc
 
+import chex
 import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
 
+import jaxem
 from jaxem import programs
 from jaxem.same_function import SameFunction
 
@@ -45,3 +50,61 @@ def test_equal_functions_share_a_program():
     assert jitted._cache_size() == 1
     jitted.clear_cache()
     assert jitted._cache_size() == 0
+
+
+class TestMethod:
+    """A question to a model is one program where it is asked by itself."""
+
+    def test_it_is_traced_once(self, float32):
+        @programs.method
+        @chex.assert_max_traces(n=1)
+        def total(model, x):
+            return jnp.sum(x) + model
+
+        for scale in (1.0, 2.0):
+            assert total(1.0, np.full(3, scale)) == 3 * scale + 1
+        assert total(x=np.ones(3), model=1.0) == 4
+
+    def test_static_arguments_are_part_of_the_program(self):
+        @programs.method(static=("count",))
+        def repeated(x, count=2):
+            return jnp.stack([x] * count)
+
+        assert repeated(np.zeros(3)).shape == (2, 3)
+        assert repeated(np.zeros(3), 4).shape == (4, 3)
+        assert repeated(np.zeros(3), count=1).shape == (1, 3)
+
+    def test_inside_of_a_program_it_is_the_function(self):
+        kinds = []
+
+        @programs.method
+        def question(x):
+            kinds.append(type(x))
+            return x + 1
+
+        text = jax.jit(lambda x: question(x)).lower(1.0).as_text()
+        assert text.count("func.func") == 1
+        assert jax.grad(question)(1.0) == 1
+
+    @pytest.mark.parametrize("given", ["a word", None, {"a": np.array(["word"])}])
+    def test_what_no_program_takes_reaches_the_function(self, given):
+        assert programs.method(lambda x: x)(given) is given
+
+    def test_wide_integers_do_not_wrap(self, float32):
+        @programs.method
+        def question(x):
+            return jnp.sum(x.astype(float))
+
+        assert question(np.array([2**40, 1])) == 2.0**40
+        assert question(np.array([2**30, 1])) == 2.0**30
+
+    @pytest.mark.parametrize("name", ["log_likelihood", "posterior", "predict", "impute"])
+    def test_a_question_to_a_model_is_one_program(self, float32, caplog, name):
+        x = np.random.default_rng(0).normal(size=(31, 2)).astype(np.float32)
+        model = jaxem.Mixture(jaxem.Gaussian(), 2)
+        params = jax.block_until_ready(model.init(jax.random.key(0), x))
+        with jax.log_compiles():
+            first = getattr(model, name)(params, x)
+        compiled = [record for record in caplog.records if record.getMessage().startswith("Compiling ")]
+        assert len(compiled) == 1
+        chex.assert_trees_all_equal(first, getattr(model, name)(params, x))

@@ -9,6 +9,7 @@ import functools
 import inspect
 import warnings
 
+import chex
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -43,15 +44,6 @@ def start_at(model, x, key=KEY):
     return model, model.init(key, jnp.asarray(x))
 
 
-def all_finite(tree):
-    return all(bool(np.all(np.isfinite(leaf))) for leaf in jax.tree.leaves(tree))
-
-
-def same_bits(one, other):
-    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-    return all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
-
-
 def stack(trees):
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
@@ -72,7 +64,7 @@ class TestRow01NotFinite:
         run = RUN(model, start, jnp.asarray(x))
         assert run.status == Status.NON_FINITE_INPUT
         assert run.steps == 0
-        assert same_bits(run.params, start)
+        chex.assert_trees_all_equal(run.params, start)
 
     def test_weights_are_input_too(self, dtype):
         x = two_clusters()
@@ -81,7 +73,7 @@ class TestRow01NotFinite:
         model, start = start_at(FULL2, x)
         run = RUN(model, start, jnp.asarray(x), jnp.ones(40, dtype).at[3].set(jnp.nan))
         assert run.status == Status.NON_FINITE_INPUT
-        assert same_bits(run.params, start)
+        chex.assert_trees_all_equal(run.params, start)
 
     def test_an_objective_that_overflows_keeps_the_last_finite_parameters(self, dtype):
         """Finite data whose squares are not: the data pass, the objective does not."""
@@ -90,7 +82,7 @@ class TestRow01NotFinite:
         x[0] = np.sqrt(np.finfo(dtype).max) * 1e3
         run = RUN(model, start, jnp.asarray(x))
         assert run.status in (Status.NON_FINITE, Status.ZERO_LIKELIHOOD)
-        assert all_finite(run.params)
+        chex.assert_tree_all_finite(run.params)
 
     def test_a_bad_data_set_disturbs_no_other(self, dtype):
         sets = np.stack([two_clusters(), two_clusters() + 1, two_clusters() * 2])
@@ -98,9 +90,9 @@ class TestRow01NotFinite:
         bad[1, 5, 0] = np.nan
         clean, with_bad = (jaxem.fit_batch(FULL2, s, key=KEY, num_starts=2, on_failure="ignore") for s in (sets, bad))
         assert with_bad.status[1] == Status.NON_FINITE_INPUT
-        assert all_finite(with_bad.params)
+        chex.assert_tree_all_finite(with_bad.params)
         for d in (0, 2):
-            assert same_bits(clean[d].params, with_bad[d].params)
+            chex.assert_trees_all_equal(clean[d].params, with_bad[d].params)
             assert clean[d].objective == with_bad[d].objective
         with pytest.warns(jaxem.ConvergenceWarning, match="data set 1: the data or weights hold NaN"):
             jaxem.fit_batch(FULL2, bad, key=KEY, num_starts=2)
@@ -152,11 +144,11 @@ class TestRow02Masked:
             spoilt = self.data(name, value, dtype)
             again = quiet(model, spoilt, key=KEY, max_steps=5)
             assert again.status == first.status
-            assert same_bits(again.params, first.params)
+            chex.assert_trees_all_equal(again.params, first.params)
             assert again.objective == first.objective
             looked = look(first.model, first.params, spoilt)
-            assert same_bits(looked, seen)
-            assert all_finite(looked)
+            chex.assert_trees_all_equal(looked, seen)
+            chex.assert_tree_all_finite(looked)
 
     def test_pure_code_looks_at_what_is_seen_only(self, dtype):
         model, start = start_at(FULL2, two_clusters())
@@ -188,13 +180,13 @@ class TestRow03TooFewRows:
         model, start = start_at(FULL2, x)
         run = RUN(model, start, x, jnp.zeros(40, dtype).at[3].set(1))
         assert run.status == Status.TOO_FEW_ROWS
-        assert same_bits(run.params, start)
+        chex.assert_trees_all_equal(run.params, start)
         assert RUN(model, start, x, jnp.zeros(40, dtype)).status == Status.TOO_FEW_ROWS
 
     def test_as_many_rows_as_components_is_enough(self, dtype):
         result = quiet(FULL2, two_clusters(2), key=KEY)
         assert result.status != Status.TOO_FEW_ROWS
-        assert all_finite(result.params)
+        chex.assert_tree_all_finite(result.params)
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
@@ -209,7 +201,7 @@ class TestRow04NoSpread:
             result = jaxem.fit(self.model(name), x, key=KEY)
         assert result.status == Status.DEGENERATE
         assert result.degenerate == (0, 1)
-        assert all_finite(result.params)
+        chex.assert_tree_all_finite(result.params)
         assert np.all(np.linalg.eigvalsh(dense(name, result.params.likelihood.covariance, 2)) > 0)
         np.testing.assert_allclose(result.params.likelihood.mean, np.full((2, 2), value), rtol=1e-5)
         texts = [str(w.message) for w in caught]
@@ -234,7 +226,7 @@ class TestRow04NoSpread:
             result = jaxem.fit(self.model(name), x, params=params)
         assert result.status == Status.DEGENERATE
         assert result.degenerate == (0,)
-        assert all_finite(result.params)
+        chex.assert_tree_all_finite(result.params)
 
     def test_the_warning_names_a_constant_column(self, dtype, name):
         x = two_clusters(d=3)
@@ -242,7 +234,7 @@ class TestRow04NoSpread:
         with pytest.warns(jaxem.ConvergenceWarning) as caught:
             result = jaxem.fit(self.model(name), x, key=KEY)
         assert any(str(w.message).endswith("constant columns carry no information: 1") for w in caught)
-        assert all_finite(result.params)
+        chex.assert_tree_all_finite(result.params)
         if name != "spherical":  # whose one variance is that of the other columns
             assert result.status == Status.DEGENERATE
 
@@ -294,7 +286,7 @@ class TestRow05EmptyComponent:
         with pytest.warns(jaxem.ConvergenceWarning, match="less than half a row: 1"):
             result = jaxem.fit(FULL2, x, params=params)
         assert result.empty == (1,)
-        assert all_finite(result.params)
+        chex.assert_tree_all_finite(result.params)
         assert result.params.latent.weights[1] == 0
         np.testing.assert_allclose(result.params.likelihood.mean[1], params.likelihood.mean[1], rtol=1e-5)
         np.testing.assert_allclose(result.params.likelihood.covariance[1], params.likelihood.covariance[1], rtol=1e-5)
@@ -563,7 +555,7 @@ class TestRow14TheBestOfStartsWithFailures:
         assert result.best == 1
         assert result.converged
         assert not Status(int(result.starts.status[0])).usable
-        assert all_finite(result.starts.params)
+        chex.assert_tree_all_finite(result.starts.params)
 
     def test_when_all_have_failed_the_error_lists_how(self, float32):
         x, starts = self.impossible({0, 1, 2})
@@ -712,13 +704,13 @@ class TestRow21Repeatable:
     def test_two_fits_are_bit_equal(self, dtype):
         x = faithful().astype(dtype)
         one, other = (jaxem.fit(FULL2, x, key=jax.random.key(3), num_starts=4) for _ in range(2))
-        assert same_bits(one.starts, other.starts)
+        chex.assert_trees_all_equal(one.starts, other.starts)
 
     def test_a_new_compilation_is_the_same_program(self, dtype):
         x = jnp.asarray(faithful().astype(dtype))
         model, start = start_at(FULL2, x)
         one, other = (jax.jit(lambda *args: jaxem.run(*args))(model, start, x) for _ in range(2))
-        assert same_bits(one, other)
+        chex.assert_trees_all_equal(one, other)
 
     def test_another_key_is_another_start(self, dtype):
         x = faithful().astype(dtype)
@@ -850,7 +842,7 @@ class TestProperties:
             result = quiet(
                 jaxem.Mixture(jaxem.Gaussian(STRUCTURES[name]), 2), x, key=KEY, weights=weights, num_starts=3
             )
-        assert all_finite(result.starts.params)
+        chex.assert_tree_all_finite(result.starts.params)
         assert result.status.usable, result.status.text
         assert not np.any(result.starts.status == Status.NON_FINITE)
         assert np.isfinite(result.objective)
@@ -885,8 +877,7 @@ class TestProperties:
         assert weighted.steps == rows.steps
         assert weighted.status == rows.status
         np.testing.assert_allclose(weighted.objective, rows.objective, rtol=1e-10)
-        for a, b in zip(jax.tree.leaves(weighted.params), jax.tree.leaves(rows.params), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
+        chex.assert_trees_all_close(weighted.params, rows.params, rtol=1e-6, atol=1e-9)
         assert weighted.weight == rows.weight == 40
         np.testing.assert_allclose(weighted.bic, rows.bic, rtol=1e-10)
 

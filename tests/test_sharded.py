@@ -4,6 +4,7 @@ import functools
 import math
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,8 +73,7 @@ def test_the_fit_is_the_plain_one(float64, name):
     assert np.all(plain.status == jaxem.Status.CONVERGED)
     np.testing.assert_array_equal(sharded.steps, plain.steps)
     np.testing.assert_array_equal(sharded.status, plain.status)
-    for ours, theirs in zip(jax.tree.leaves(sharded), jax.tree.leaves(plain), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-9)
+    chex.assert_trees_all_close(sharded, plain, rtol=1e-9, atol=1e-9)
 
 
 _COLLECTIVE = re.compile(r"= (.+?) (all-|ragged-|reduce-scatter|collective-)([a-z-]+)\(")
@@ -143,8 +143,7 @@ def test_gradients_are_those_of_the_model(float64):
         return jax.grad(lambda p, d: model.e_step(p, d).log_likelihood, argnums=(0, 1))(params, x)
 
     ours, theirs = gradient(sharded, params, x), gradient(model, params, x)
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+    chex.assert_trees_all_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
 def test_frozen_parameters_inside_and_outside(float64):
@@ -163,8 +162,7 @@ def test_frozen_parameters_inside_and_outside(float64):
 
     inside, outside, plain = (step(one, x[:80]) for one in both)
     for ours in (inside, outside):
-        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
+        chex.assert_trees_all_close(ours, plain, rtol=1e-12, atol=1e-14)
 
 
 def test_lanes_and_rows_on_two_axes(float64):

@@ -2,6 +2,7 @@
 
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,8 +41,7 @@ def test_the_optimum_of_em(float64, problem, update):
     result = fit(problem, update, tol=1e-9)
     assert result.status == Status.CONVERGED
     assert result.objective == pytest.approx(problem[2].objective, abs=1e-8 * len(COUNTS))
-    for mine, best in zip(jax.tree.leaves(result.params), jax.tree.leaves(problem[2].params), strict=True):
-        np.testing.assert_allclose(mine, best, rtol=1e-4)
+    chex.assert_trees_all_close(result.params, problem[2].params, rtol=1e-4)
 
 
 def test_online_comes_near(float64, problem):
@@ -77,8 +77,7 @@ def test_the_first_pass_is_a_step_of_em(float64, problem, update):
     algorithm = StochasticEM(KEY, 10, update)
     state, _ = jax.jit(lambda p: algorithm.step(MODEL, algorithm.init(MODEL, p, x, weights), x, weights))(params)
     expected = MODEL.m_step(params, MODEL.e_step(params, x, weights).stats)
-    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-12)
+    chex.assert_trees_all_close(state.params, expected, rtol=1e-12)
 
 
 def test_single_rows_collapse_nothing(float64):

@@ -3,6 +3,7 @@
 import itertools
 import threading
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,8 +62,7 @@ def assert_same(streamed, plain, tol=1e-9):
     assert streamed.objective == pytest.approx(plain.objective, rel=1e-12)
     assert streamed.num_examples == plain.num_examples
     assert streamed.weight == pytest.approx(plain.weight)
-    for mine, best in zip(jax.tree.leaves(streamed.params), jax.tree.leaves(plain.params), strict=True):
-        np.testing.assert_allclose(mine, best, rtol=tol, atol=tol)
+    chex.assert_trees_all_close(streamed.params, plain.params, rtol=tol, atol=tol)
 
 
 # The plain fit's numbers.
@@ -432,5 +432,4 @@ def test_the_first_online_pass_is_a_step_of_em(float64, start, known):
     online = jaxem.fit(prior, stream, algorithm=StochasticEM(KEY, 7, Online()), **options)
     expected = prior.m_step(params, prior.e_step(params, jnp.asarray(X), jnp.asarray(WEIGHTS)).stats)
     assert online.steps == 1
-    for a, b in zip(jax.tree.leaves(online.params), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-12)
+    chex.assert_trees_all_close(online.params, expected, rtol=1e-12)

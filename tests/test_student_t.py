@@ -6,6 +6,7 @@ The numbers in the names are the rows of the table of promises.
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,10 +66,6 @@ def _step(family, params, data, marginals):
 def distances(params, dense, x):
     away = x[:, None, :] - np.asarray(params.mean)
     return np.einsum("nkd,kde,nke->nk", away, np.linalg.inv(dense), away)
-
-
-def all_finite(tree):
-    return all(bool(np.all(np.isfinite(leaf))) for leaf in jax.tree.leaves(tree))
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
@@ -277,7 +274,7 @@ class TestOutliers:
         x = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
         x[0] = 1e16
         result = quiet(jaxem.Mixture(StudentT(), 1), x, key=KEY)
-        assert all_finite(result.params)
+        chex.assert_tree_all_finite(result.params)
         assert result.status.usable
 
     def test_quartiles_count_weights_as_rows(self, float64):
@@ -297,7 +294,7 @@ class TestPromises:
         assert result.status == Status.DEGENERATE
         assert any("components 0, 1" in str(w.message) for w in caught)
         assert result.degenerate == (0, 1)
-        assert all_finite(result.params)
+        chex.assert_tree_all_finite(result.params)
 
     @pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
     @pytest.mark.parametrize("offset", [0.0, 1e4])

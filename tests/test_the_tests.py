@@ -51,9 +51,13 @@ def _modules():
 
 
 def _remembered():
-    """Jitted functions, and functions with a cache, of the library and of the tests."""
+    """Jitted functions and methods, and functions with a cache, of the library and of the tests."""
     for module in _modules():
-        yield from (value for value in list(vars(module).values()) if callable(value))
+        for value in list(vars(module).values()):
+            if isinstance(value, type):
+                yield from (part for part in vars(value).values() if callable(part) and not isinstance(part, type))
+            elif callable(value):
+                yield value
 
 
 def _forget_programs():

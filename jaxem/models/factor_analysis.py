@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxem import layout
+from jaxem import layout, programs
 from jaxem.blocks import LONG_BLOCK, block_size_near, map_over_blocks, sum_over_blocks
 from jaxem.families.base import occupied, weighted_mean
 from jaxem.linalg import cholesky, diagonal, dot, precision_and_log_det
@@ -379,6 +379,7 @@ class LinearGaussian(Model):
 
     # Starts.
 
+    @programs.method
     def init(self, key, data, weights=None, strategy=None, used=None) -> FactorParams:
         """The principal components of what is observed, moved at random; the strategy of discrete latents is not used."""
         model = self.calibrate(data, weights)
@@ -409,10 +410,12 @@ class LinearGaussian(Model):
         model = dataclasses.replace(self, center=params.mean, scale=scale)
         return model, model.prepare(data)
 
+    @programs.method
     def log_likelihood(self, params: FactorParams, data: Any) -> Float[Array, " N"]:
         model, rows = self._rows(params, data)
         return map_over_blocks(lambda block: model._infer(params, block)[2], rows, _block_of(rows))
 
+    @programs.method(static=("method",))
     def factor_scores(
         self, params: FactorParams, data: Any, method: Literal["regression", "bartlett"] = "regression"
     ) -> FactorScores:
@@ -449,6 +452,7 @@ class LinearGaussian(Model):
         unshrunk = scores.mean[..., None] + dot(covariance, scores.mean[..., None])
         return FactorScores(unshrunk[..., 0], covariance)
 
+    @programs.method(static=("num_examples", "num_steps"))
     def sample(self, key, params: FactorParams, num_examples: int, num_steps=None, inputs=None) -> tuple[Array, Array]:
         """Draws of x, [N, D], and of the factors z, [N, L]."""
         factors, noise = jax.random.split(key)
@@ -458,6 +462,7 @@ class LinearGaussian(Model):
         error = jnp.sqrt(params.noise) * jax.random.normal(noise, (num_examples, d), dtype)
         return params.mean + dot(z, params.loadings.T) + error, z
 
+    @programs.method
     def impute(self, params: FactorParams, data: Any) -> Imputation:
         raw = self._read(data)
         scores = self.factor_scores(params, raw)

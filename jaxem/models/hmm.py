@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
+from jaxem import programs
 from jaxem.families.of_model import family_of
 from jaxem.latents.input_markov_chain import InputMarkovChain
 from jaxem.latents.markov_chain import MarkovChain
@@ -51,6 +52,7 @@ class Forecast:
     mean: Float[Array, "B S D"]
 
 
+@programs.method
 def pair_posterior(model: Model, params: LatentParams, data: Any) -> Float[Array, "B T-1 K K"]:
     """p(z_t = i, z_{t+1} = j | x) of every step and the next, [B, T − 1, K, K]; of flat sequences [N − 1, K, K].
 
@@ -63,6 +65,7 @@ def pair_posterior(model: Model, params: LatentParams, data: Any) -> Float[Array
     return chain.pair_posterior(params.latent, potentials, rest)
 
 
+@programs.method(static=("num_steps",))
 def forecast(model: Model, params: LatentParams, data: Any, num_steps: int = 1) -> Forecast:
     """The states and the expected observations of the next ``num_steps`` steps after the end of every sequence.
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import entr
 
-from jaxem import layout
+from jaxem import layout, programs
 from jaxem.blocks import LONG, LONG_BLOCK, block_size_near, long_sum, sum_over_blocks
 from jaxem.initialize import KMeansPlusPlus, Start
 from jaxem.latents.annealed import Annealed
@@ -273,6 +273,7 @@ class LatentModel(Model):
 
     # Starts.
 
+    @programs.method
     def init(
         self,
         key: Array,
@@ -418,18 +419,22 @@ class LatentModel(Model):
         prepared = model.prepare(data)
         return model._prepared_potentials(params, prepared), prepared.rest
 
+    @programs.method
     def log_likelihood(self, params: LatentParams, data: Any) -> Float[Array, " N"]:
         potentials, rest = self._potentials(params, data)
         return self.latent.infer(params.latent, potentials, rest, None).log_normalizer
 
+    @programs.method
     def posterior(self, params: LatentParams, data: Any) -> Float[Array, "N K"]:
         potentials, rest = self._potentials(params, data)
         return self.latent.infer(params.latent, potentials, rest, None).marginals
 
+    @programs.method
     def predict(self, params: LatentParams, data: Any) -> Array:
         potentials, rest = self._potentials(params, data)
         return self.latent.mode(params.latent, potentials, rest)
 
+    @programs.method(static=("num_examples", "num_steps"))
     def sample(
         self, key: Array, params: LatentParams, num_examples: int, num_steps: int | None = None, inputs: Any = None
     ) -> tuple[Array, Array]:
@@ -446,6 +451,7 @@ class LatentModel(Model):
         x = self.likelihood.sample(likelihood_key, params.likelihood, z.reshape(-1), rows, **options)
         return x.reshape(*shape, *x.shape[1:]), z
 
+    @programs.method
     def impute(self, params: LatentParams, data: Any) -> Imputation:
         """Mixes the components' conditional moments by the posterior: E[x] and its law of total covariance."""
         model = self.calibrate(data)

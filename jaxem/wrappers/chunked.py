@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxem import programs
 from jaxem.blocks import block_size_near, map_over_blocks, sum_over_blocks
 from jaxem.cost import free_bytes, nbytes, numbers_written, peak_bytes, shapes
 from jaxem.model import EStep, Model, Prepared, UnsupportedError, num_examples, pytree, static
@@ -105,12 +106,15 @@ class Chunked(Wrapper):
         dtype = jnp.result_type(*(leaf for leaf in jax.tree.leaves(params) if jnp.issubdtype(leaf.dtype, jnp.floating)))
         return sum_over_blocks(term, data, weights, rows, dtype)
 
+    @programs.method
     def log_likelihood(self, params, data):
         return self._by_blocks(lambda model, params, block: model.log_likelihood(params, block), params, data)
 
+    @programs.method
     def posterior(self, params, data):
         return self._by_blocks(lambda model, params, block: model.posterior(params, block), params, data)
 
+    @programs.method
     def predict(self, params, data):
         return self._by_blocks(lambda model, params, block: model.predict(params, block), params, data)
 
