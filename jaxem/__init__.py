@@ -1,6 +1,8 @@
 """jaxem: Expectation-Maximization on accelerators."""
 
-from jaxem import bijections, datasets, distributed, latents, rotation, sequences, stopping, testing
+from typing import TYPE_CHECKING, Any
+
+from jaxem import bijections, datasets, distributed, latents, rotation, sequences, stopping
 from jaxem.algorithms import (
     EM,
     SAEM,
@@ -149,6 +151,9 @@ from jaxem.work import Race
 from jaxem.wrappers import ECM, Chunked, Frozen, GradientM, Sharded, Summed, WithPrior
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from jaxem import testing
 
 __all__ = [
     "ECM",
@@ -330,3 +335,12 @@ __all__ = [
     "stopping",
     "testing",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Its laws are asked by tests, and no fit waits for them.
+    if name == "testing":
+        import importlib
+
+        return importlib.import_module("jaxem.testing")
+    raise AttributeError(f"module 'jaxem' has no attribute {name!r}")

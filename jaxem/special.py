@@ -40,7 +40,7 @@ def _binet(terms: int) -> tuple[np.ndarray, np.ndarray]:
     asymptotic series, whose coefficients are the moments μ_j = |B_(2j+2)|/((2j + 1)(2j + 2)), it converges. The recurrence
     of the orthogonal polynomials is that of Chebyshev's algorithm, in fractions (Gautschi 2004, section 2.1.7).
     """
-    moments = [abs(_bernoulli(2 * j + 2)) / ((2 * j + 1) * (2 * j + 2)) for j in range(2 * terms)]
+    moments = [abs(b) / ((2 * j + 1) * (2 * j + 2)) for j, b in enumerate(_bernoulli(2 * terms))]
     before, row = [Fraction(0)] * (2 * terms), moments
     centers, squares = [row[1] / row[0]], [row[0]]
     for k in range(1, terms):
@@ -56,12 +56,13 @@ def _binet(terms: int) -> tuple[np.ndarray, np.ndarray]:
     return nodes, float(squares[0]) * vectors[0] ** 2
 
 
-def _bernoulli(n: int) -> Fraction:
-    """B_n by the scheme of Akiyama and Tanigawa."""
-    row = [Fraction(1, m + 1) for m in range(n + 1)]
-    for size in range(n, 0, -1):
-        row = [(j + 1) * (row[j] - row[j + 1]) for j in range(size)]
-    return row[0]
+def _bernoulli(count: int) -> list[Fraction]:
+    """B_2, B_4, …, by Σ_j C(m + 1, j) B_j = 0, j from 0 to m, of which those of odd j > 1 are 0."""
+    numbers: list[Fraction] = []
+    for m in range(2, 2 * count + 1, 2):
+        known = 1 - Fraction(m + 1, 2) + sum(math.comb(m + 1, 2 * i + 2) * b for i, b in enumerate(numbers))
+        numbers.append(-known / (m + 1))
+    return numbers
 
 
 # With eight terms log Γ and two derivatives are exact to double precision from 5 on; smaller arguments are moved up by
