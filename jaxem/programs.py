@@ -111,10 +111,12 @@ def _is_concrete(leaf: Any) -> bool:
     """Whether a leaf is a number or an array of numbers, which a program can take as they are."""
     if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "iu" and leaf.dtype.itemsize > 4 and leaf.size:
         # Without 64-bit types a program would wrap what its 32 bits do not hold.
-        return jax.config.jax_enable_x64 or bool(abs(np.max(leaf)) < 2**31 and abs(np.min(leaf)) < 2**31)
+        wide = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
+        return wide or bool(np.max(leaf) < 2**31 and np.min(leaf) >= -(2**31))
     if isinstance(leaf, (np.ndarray, np.generic)):
         return leaf.dtype.kind in "biuf"
-    return isinstance(leaf, (jax.Array, float, int)) and not isinstance(leaf, jax.core.Tracer)
+    tracer = jax.core.Tracer  # type: ignore[attr-defined]
+    return isinstance(leaf, (jax.Array, float, int)) and not isinstance(leaf, tracer)
 
 
 def parts(value: Any) -> Iterator[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -87,8 +87,8 @@ class Dirichlet(ExponentialFamily):
             total = np.sum(x[off[0]], dtype=float)
             raise ValueError(f"Dirichlet rows sum to 1; row {off[0]} sums to {total:.6g}")
 
-    def _off(self, x: Float[Array, "N D"]) -> Bool[Array, " N"]:
-        """Rows that do not sum to 1; what is no number is not told here."""
+    def _off(self, x: Any) -> Bool[Array, " N"]:
+        """Rows, [N, D], that do not sum to 1; what is no number is not told here."""
         xp = namespace(x)
         return (xp.abs(xp.sum(x, axis=-1) - 1) > _TOLERANCE) & xp.any(x != self.filler, axis=-1)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -85,8 +85,8 @@ class VonMisesFisher(ExponentialFamily):
             length = np.sqrt(np.sum(np.square(x[off[0]], dtype=float)))
             raise ValueError(f"VonMisesFisher rows have length 1; row {off[0]} has length {length:.6g}")
 
-    def _off(self, x: Float[Array, "N D"]) -> Bool[Array, " N"]:
-        """Rows that are no directions; what is no number is not told here."""
+    def _off(self, x: Any) -> Bool[Array, " N"]:
+        """Rows, [N, D], that are no directions; what is no number is not told here."""
         xp = namespace(x)
         length = xp.sqrt(xp.sum(xp.square(x), axis=-1))
         return (xp.abs(length - 1) > _TOLERANCE) & xp.any(x != self.filler, axis=-1)
