@@ -114,6 +114,15 @@ def refuse_outside(supported: Callable[[Any], Any], data: Data, domain: str) -> 
         raise ValueError(f"{domain}; got {x[row, column]} in row {row}, column {column}")
 
 
+def is_not_one(size: Any, x: Any, filler: float) -> Any:
+    """Which rows of x, [N, D], have a size, [N], that is not 1, and are not the ``filler`` of a row that is missing whole.
+
+    What is no number is not told here: it must be seen, not called impossible.
+    """
+    xp = namespace(x)
+    return (xp.abs(size - 1) > 1e-4) & xp.any(x != filler, axis=-1)
+
+
 def is_count(x: jax.Array) -> jax.Array:
     """Which cells hold 0, 1, 2, …"""
     xp = namespace(x)

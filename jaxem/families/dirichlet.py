@@ -15,6 +15,7 @@ from jaxem.families.base import (
     ExponentialFamily,
     divide,
     hold,
+    is_not_one,
     keep,
     observations,
     occupied,
@@ -26,9 +27,6 @@ from jaxem.special import dirichlet_concentration, dirichlet_constant, log_ratio
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
-
-# How far from 1 the sum of a row may be.
-_TOLERANCE = 1e-4
 
 
 @pytree
@@ -88,9 +86,8 @@ class Dirichlet(ExponentialFamily):
             raise ValueError(f"Dirichlet rows sum to 1; row {off[0]} sums to {total:.6g}")
 
     def _off(self, x: Any) -> Bool[Array, " N"]:
-        """Rows, [N, D], that do not sum to 1; what is no number is not told here."""
-        xp = namespace(x)
-        return (xp.abs(xp.sum(x, axis=-1) - 1) > _TOLERANCE) & xp.any(x != self.filler, axis=-1)
+        """Rows, [N, D], that do not sum to 1."""
+        return is_not_one(namespace(x).sum(x, axis=-1), x, self.filler)
 
     def features(self, data: Data) -> Float[Array, "N D"]:
         """Square roots: their distance is Hellinger's."""

@@ -17,6 +17,7 @@ from jaxem.families.base import (
     divide,
     free_log,
     hold,
+    is_not_one,
     keep,
     observations,
     occupied,
@@ -27,9 +28,6 @@ from jaxem.model import Data, pytree
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
-
-# How far from 1 the length of a row may be.
-_TOLERANCE = 1e-4
 
 
 @pytree
@@ -86,10 +84,9 @@ class VonMisesFisher(ExponentialFamily):
             raise ValueError(f"VonMisesFisher rows have length 1; row {off[0]} has length {length:.6g}")
 
     def _off(self, x: Any) -> Bool[Array, " N"]:
-        """Rows, [N, D], that are no directions; what is no number is not told here."""
+        """Rows, [N, D], whose length is not 1."""
         xp = namespace(x)
-        length = xp.sqrt(xp.sum(xp.square(x), axis=-1))
-        return (xp.abs(length - 1) > _TOLERANCE) & xp.any(x != self.filler, axis=-1)
+        return is_not_one(xp.sqrt(xp.sum(xp.square(x), axis=-1)), x, self.filler)
 
     def features(self, data: Data) -> Float[Array, "N D"]:
         return _directions(observations(data))

@@ -11,12 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from jaxem import bijections
+from jaxem import bijections, programs
 from jaxem.ascent import Ascent, as_ascent, default_ascent
 from jaxem.blocks import long_sum
 from jaxem.free import EveryName, moving
 from jaxem.model import EStep, Model, UnsupportedError, float_type, leaf_name, pytree, unsupported
-from jaxem.programs import jit
 from jaxem.spaces.base import LatentSpace, as_function, like, rows_of
 from jaxem.spaces.chain import ChainLogJoint
 
@@ -239,14 +238,17 @@ class LogJointModel(Model):
     def from_free(self, free):
         return bijections.from_free(self.constraints, free)
 
+    @programs.method
     def log_likelihood(self, params, data):
-        return _evidence(self, params, data)
+        return self.latent.infer(self.log_joint, *self._on_device(params, data), None)[1]
 
+    @programs.method
     def posterior(self, params, data):
-        return _posterior(self, params, data)
+        return self.latent.posterior(self.log_joint, *self._on_device(params, data))
 
+    @programs.method
     def predict(self, params, data):
-        return _predict(self, params, data)
+        return self.latent.predict(self.log_joint, *self._on_device(params, data))
 
     def elbo(self, params, data, q, weights=None):
         return self.latent.bound(self.log_joint, *self._on_device(params, data), q, weights)
@@ -256,6 +258,7 @@ class LogJointModel(Model):
         params, data = jax.tree.map(jnp.asarray, (params, data))
         return params, self.prepare(data)
 
+    @programs.method(static=("num_examples", "num_steps"))
     def sample(self, key, params, num_examples, num_steps=None, inputs=None):
         if self.sampler is None:
             raise unsupported(self, "sample", "sampling")
@@ -264,22 +267,3 @@ class LogJointModel(Model):
                 "the sample function of a LogJoint draws whole examples: it takes no num_steps and no inputs"
             )
         return jax.vmap(self.sampler, in_axes=(0, None))(jax.random.split(key, num_examples), params)
-
-
-# Compiled, because a user's function runs for every example and every z: called eagerly, its pieces would be compiled one
-# by one.
-
-
-@jit
-def _evidence(model: LogJointModel, params: Any, data: Any) -> Array:
-    return model.latent.infer(model.log_joint, *model._on_device(params, data), None)[1]
-
-
-@jit
-def _posterior(model: LogJointModel, params: Any, data: Any) -> Any:
-    return model.latent.posterior(model.log_joint, *model._on_device(params, data))
-
-
-@jit
-def _predict(model: LogJointModel, params: Any, data: Any) -> Any:
-    return model.latent.predict(model.log_joint, *model._on_device(params, data))
