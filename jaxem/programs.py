@@ -99,20 +99,27 @@ def method(function: Any = None, *, static: tuple[str, ...] = ()) -> Any:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind(*args, **kwargs)  # by name or by place: the same program
-        leaves = jax.tree.leaves([value for name, value in given.arguments.items() if name not in static])
-        whole = all(map(_is_concrete, leaves))
+        dynamic = {name: value for name, value in given.arguments.items() if name not in static}
+        if any(_as_held(leaf) is not leaf for leaf in jax.tree.leaves(dynamic)):
+            dynamic = jax.tree.map(_as_held, dynamic)
+            given.arguments.update(dynamic)
+        whole = all(map(_is_concrete, jax.tree.leaves(dynamic)))
         return (compiled if whole else function)(*given.args, **given.kwargs)
 
     call.clear_cache = compiled.clear_cache  # type: ignore[attr-defined]
     return call
 
 
+def _as_held(leaf: Any) -> Any:
+    """Whole numbers as floats where JAX, without 64-bit types, would wrap what its 32 bits do not hold."""
+    if not isinstance(leaf, np.ndarray) or leaf.dtype.kind not in "iu" or leaf.dtype.itemsize < 8 or not leaf.size:
+        return leaf
+    wide = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
+    return leaf if wide or (np.max(leaf) < 2**31 and np.min(leaf) >= -(2**31)) else leaf.astype(float)
+
+
 def _is_concrete(leaf: Any) -> bool:
     """Whether a leaf is a number or an array of numbers, which a program can take as they are."""
-    if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "iu" and leaf.dtype.itemsize > 4 and leaf.size:
-        # Without 64-bit types a program would wrap what its 32 bits do not hold.
-        wide = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
-        return wide or bool(np.max(leaf) < 2**31 and np.min(leaf) >= -(2**31))
     if isinstance(leaf, (np.ndarray, np.generic)):
         return leaf.dtype.kind in "biuf"
     tracer = jax.core.Tracer  # type: ignore[attr-defined]
